@@ -1,0 +1,22 @@
+"""The segmentation networks, and the adversarial and transferability networks beside them."""
+
+from cscl_fast.models.average import WeightAverage
+from cscl_fast.models.batchnorm import freeze_affine, frozen_statistics, reestimate_statistics
+from cscl_fast.models.build import ARCHITECTURES, build_model
+from cscl_fast.models.discriminator import Discriminator
+from cscl_fast.models.segmentation_model import Features, SegmentationModel
+from cscl_fast.models.transferability import TransferabilityCritic, TransferabilityQuantizer
+
+__all__ = [
+    "ARCHITECTURES",
+    "Discriminator",
+    "Features",
+    "SegmentationModel",
+    "TransferabilityCritic",
+    "TransferabilityQuantizer",
+    "WeightAverage",
+    "build_model",
+    "freeze_affine",
+    "frozen_statistics",
+    "reestimate_statistics",
+]

@@ -1,0 +1,99 @@
+"""DeepLab-v2: a dilated torchvision ResNet and four parallel dilated convolutions.
+
+The encoder keeps torchvision's modules and names (`conv1`, `bn1`, `layer1` ... `layer4`), so that
+its state dict is torchvision's own without `fc`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from cscl_fast.models.segmentation_model import Features, SegmentationModel
+
+HEAD_DILATIONS = (6, 12, 18, 24)
+
+
+class DilatedHead(nn.Module):
+    """The pixel classifier of DeepLab-v2: the sum of four 3x3 convolutions that differ in reach."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, num_classes, 3, padding=dilation, dilation=dilation)
+            for dilation in HEAD_DILATIONS
+        )
+        for branch in self.branches:
+            assert isinstance(branch, nn.Conv2d) and branch.bias is not None
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(
+        self,
+        features: Tensor,  # [B, C, h, w]
+    ) -> Tensor:  # [B, K, h, w]
+        logits = self.branches[0](features)
+        for branch in self.branches[1:]:
+            logits = logits + branch(features)
+        return logits
+
+
+class DeepLabV2(SegmentationModel):
+    """DeepLab-v2 with output stride 8.
+
+    Args:
+        depth: 18, 50 or 101 layers in the ResNet.
+        num_classes: K.
+    """
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        self.architecture = f"deeplabv2-resnet{depth}"
+        self.num_classes = num_classes
+        self.feature_channels = 512 if depth == 18 else 2048
+        self.encoder = _dilated_resnet(depth)
+        self.classifier = DilatedHead(self.feature_channels, num_classes)
+
+    def encode(self, images: Tensor) -> Features:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Features(self.encoder(images))
+
+    def classify(self, features: Features) -> Tensor:
+        logits: Tensor = self.classifier(features.deep)
+        return logits
+
+
+def _dilated_resnet(depth: int) -> nn.Sequential:
+    """torchvision's ResNet up to `layer4`, with the strides of layer3 and layer4 as dilation."""
+    build = getattr(torchvision.models, f"resnet{depth}")
+    if depth == 18:
+        resnet = build(weights=None)
+        _replace_stride_with_dilation(resnet.layer3, 2)
+        _replace_stride_with_dilation(resnet.layer4, 4)
+    else:
+        resnet = build(weights=None, replace_stride_with_dilation=[False, True, True])
+    dropped = ("avgpool", "fc")
+    return nn.Sequential(
+        OrderedDict((name, part) for name, part in resnet.named_children() if name not in dropped)
+    )
+
+
+def _replace_stride_with_dilation(layer: nn.Module, dilation: int) -> None:
+    """What torchvision's option of this name does, for BasicBlock, where torchvision refuses it.
+
+    The convolution that lost its stride still reads the finer grid it was trained on, so it keeps
+    that grid's dilation. Then every fourth location of the dilated network equals the original
+    one, and ImageNet weights stay exact.
+    """
+    for convolution in layer.modules():
+        if not isinstance(convolution, nn.Conv2d):
+            continue
+        strided = convolution.stride == (2, 2)
+        convolution.stride = (1, 1)
+        if convolution.kernel_size == (3, 3):
+            spacing = dilation // 2 if strided else dilation
+            convolution.dilation = (spacing, spacing)
+            convolution.padding = (spacing, spacing)

@@ -1,0 +1,51 @@
+"""What every segmentation network here offers: encode, classify, and the plain path of both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What the encoder hands to the classifier."""
+
+    deep: Tensor  # [B, C, h, w], after the last ReLU, channels-last: F of the paper
+    skips: tuple[Tensor, ...] = ()  # finer feature maps, for networks that fuse them
+
+
+class SegmentationModel(nn.Module, ABC):
+    """An encoder E and a pixel classifier C.
+
+    They are two steps because the method works between them: the discriminator, the
+    transferability networks and the category centroids read `Features.deep`, and the gated
+    path is `classify(features._replace(deep=features.deep * (1 + transferability)))`.
+    """
+
+    architecture: str
+    num_classes: int
+    feature_channels: int  # C of `Features.deep`
+    encoder: nn.Module
+    classifier: nn.Module  # learns with ten times the encoder's rate
+
+    @abstractmethod
+    def encode(
+        self,
+        images: Tensor,  # [B, 3, H, W], any memory format
+    ) -> Features:
+        """The encoder's features of normalised images."""
+
+    @abstractmethod
+    def classify(
+        self,
+        features: Features,
+    ) -> Tensor:  # [B, K, ceil(H / 8), ceil(W / 8)]
+        """Class logits at an eighth of the image's resolution."""
+
+    def forward(
+        self,
+        images: Tensor,  # [B, 3, H, W]
+    ) -> Tensor:  # [B, K, ceil(H / 8), ceil(W / 8)]
+        """Class logits by the plain path, without the transferability gate."""
+        return self.classify(self.encode(images))

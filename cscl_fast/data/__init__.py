@@ -1,0 +1,38 @@
+"""Data sets for domain adaptation: published layouts, own folders and drawn scenes."""
+
+from cscl_fast.data.classes import (
+    CITYSCAPES_19,
+    IGNORE,
+    NTHU_13,
+    SYNTHIA_16,
+    ClassList,
+    published_classes,
+    require_same_classes,
+    thirteen_of_sixteen,
+)
+from cscl_fast.data.config import DEFAULT_SIZES, KINDS, DatasetConfig
+from cscl_fast.data.dataset import SampleDict, SegmentationDataset, load_image, open_dataset
+from cscl_fast.data.decoding import image_size
+from cscl_fast.data.errors import DataError
+from cscl_fast.data.layouts import list_images
+
+__all__ = [
+    "CITYSCAPES_19",
+    "DEFAULT_SIZES",
+    "IGNORE",
+    "KINDS",
+    "NTHU_13",
+    "SYNTHIA_16",
+    "ClassList",
+    "DataError",
+    "DatasetConfig",
+    "SampleDict",
+    "SegmentationDataset",
+    "image_size",
+    "list_images",
+    "load_image",
+    "open_dataset",
+    "published_classes",
+    "require_same_classes",
+    "thirteen_of_sixteen",
+]

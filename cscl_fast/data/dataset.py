@@ -1,0 +1,265 @@
+"""The data set that training, evaluation and prediction read.
+
+dataset = open_dataset(DatasetConfig(kind="folder", root=Path("mine")), training=True)
+sample = dataset[0]  # image, clean, label, name, path, index
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cscl_fast.data import transforms
+from cscl_fast.data.classes import (
+    IGNORE,
+    UNKNOWN,
+    ClassList,
+    folder_classes,
+    published_classes,
+    published_id_table,
+)
+from cscl_fast.data.config import PUBLISHED, DatasetConfig
+from cscl_fast.data.decoding import Bytes, decode_first_channel, decode_image, decode_label
+from cscl_fast.data.errors import DataError
+from cscl_fast.data.layouts import Sample, list_samples
+
+# Evaluation scenes are drawn from here on, training scenes from 0.
+FIRST_EVALUATION_SCENE = 1_000_000
+# Height / width of an image and its label may differ by this much (GTA5 has such files).
+ASPECT_TOLERANCE = 0.02
+
+
+class SampleDict(TypedDict):
+    """What `dataset[i]` returns."""
+
+    image: Tensor  # [3, H, W] float32, normalised, augmented when training
+    clean: Tensor  # [3, H, W] float32, the same without colour and blur
+    label: Tensor  # [H, W] int64 class indices, 255 ignored
+    name: str
+    path: str
+    index: int
+
+
+class SegmentationDataset(Dataset[SampleDict]):
+    """Images with labels of one class list; see `open_dataset`."""
+
+    def __init__(
+        self,
+        config: DatasetConfig,  # resolved
+        classes: ClassList,
+        id_table: npt.NDArray[np.uint8],  # [256] raw id → class index, 255 ignored, 254 unknown
+        samples: list[Sample],
+        orphan_labels: list[Path],
+        *,
+        training: bool,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.classes = classes
+        self.id_table = id_table
+        self.samples = samples
+        self.orphan_labels = orphan_labels
+        self.training = training
+        self.seed = seed
+        self.epoch = 0
+        self._cache: dict[int, tuple[Tensor, Bytes]] = {}
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the split has label files (drawn scenes always have labels)."""
+        if self.config.kind == "scenes":
+            return self.config.use_labels
+        return any(sample.label is not None for sample in self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The augmentation's epoch for plain indices; `dataset[(epoch, index)]` overrides it."""
+        self.epoch = epoch
+
+    def __getitem__(self, key: int | tuple[int, int]) -> SampleDict:
+        """One sample, by index or by (epoch, index); the answer depends on nothing else.
+
+        Raises:
+            IndexError: the index is out of range.
+            DataError: a file is missing, unreadable or does not fit; names it.
+        """
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        index = range(len(self.samples))[index]
+        sample = self.samples[index]
+        pixels, raw_label = self._read(index)
+        label = torch.from_numpy(raw_label)
+        colored = pixels
+        if self.training:
+            generator = np.random.default_rng([self.seed, epoch, index])
+            pixels, label = transforms.augment_geometry(pixels, label, self.config, generator)
+            colored = transforms.augment_colors(pixels, self.config, generator)
+        clean = transforms.normalise(pixels, self.config.normalisation)
+        image = clean
+        if colored is not pixels:
+            image = transforms.normalise(colored, self.config.normalisation)
+        return {
+            "image": image,
+            "clean": clean,
+            "label": label.to(torch.int64),
+            "name": sample.name,
+            "path": str(sample.image),
+            "index": index,
+        }
+
+    def denormalise(self, image: Tensor) -> Tensor:
+        """The picture, [..., 3, H, W] uint8 RGB, of a normalised image."""
+        return transforms.denormalise(image, self.config.normalisation)
+
+    def preload(self) -> None:
+        """Fill the cache (with `cache: ram`, and for scenes), so that forked workers share it."""
+        if self._caches():
+            for index in range(len(self)):
+                self._read(index)
+
+    def read_raw_label(self, index: int) -> Bytes | None:  # [H, W] uint8
+        """The raw ids of a label file as they stand in it; None without a label file.
+
+        Raises:
+            DataError: the file is missing, unreadable or not a label map.
+        """
+        label = self.samples[index].label
+        if label is None:
+            return None
+        return decode_first_channel(label) if self.config.kind == "synthia" else decode_label(label)
+
+    def _caches(self) -> bool:
+        return self.config.cache == "ram" or self.config.kind == "scenes"
+
+    def _read(self, index: int) -> tuple[Tensor, Bytes]:
+        """Image [3,H,W] uint8 and label [H',W'] uint8, resized, before any augmentation.
+
+        H', W' are H, W in training; the label's evaluation size else. Never written to.
+        """
+        if index not in self._cache:
+            read = self._draw(index) if self.config.kind == "scenes" else self._decode(index)
+            if not self._caches():
+                return read
+            self._cache[index] = read
+        return self._cache[index]
+
+    def _decode(self, index: int) -> tuple[Tensor, Bytes]:
+        config, sample = self.config, self.samples[index]
+        assert config.size != "default"
+        picture = decode_image(sample.image)
+        file_size = (picture.height, picture.width)
+        image = transforms.resize_image(picture, config.size, config.interpolation)
+        image_size = (image.shape[1], image.shape[2])
+        label_size = image_size if self.training else config.label_size
+        raw = self.read_raw_label(index)
+        if raw is None:
+            return image, np.full(label_size or file_size, IGNORE, np.uint8)
+        if not same_aspect(file_size, (raw.shape[0], raw.shape[1])):
+            raise DataError(
+                f"label {sample.label} is {raw.shape[0]}x{raw.shape[1]} (HxW), but its image "
+                f"{sample.image} is {file_size[0]}x{file_size[1]}; one of them is the wrong file"
+            )
+        label = self.id_table[transforms.resize_label(raw, label_size)]
+        if (label == UNKNOWN).any():
+            ids = np.unique(raw)
+            unknown = ", ".join(str(i) for i in ids[self.id_table[ids] == UNKNOWN])
+            raise DataError(
+                f"label {sample.label} has ids outside the class list: {unknown}; "
+                f"{self.classes.num_classes} classes and {IGNORE} (ignored) are known: "
+                "map these ids to classes or to 255"
+            )
+        return image, label
+
+    def _draw(self, index: int) -> tuple[Tensor, Bytes]:
+        from cscl_fast.scenes import draw_scene
+
+        config = self.config
+        assert isinstance(config.size, tuple)
+        number = int(self.samples[index].name.rsplit("_", 1)[1])
+        image, label = draw_scene(config.scene_seed, number, config.look, config.size)
+        if not config.use_labels:
+            label = np.full_like(label, IGNORE)
+        elif not self.training:
+            label = transforms.resize_label(label, config.label_size)
+        return torch.from_numpy(image).permute(2, 0, 1), label
+
+
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two (H, W) have one shape but for scale and rounding."""
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= ASPECT_TOLERANCE
+
+
+def open_dataset(config: DatasetConfig, *, training: bool, seed: int = 0) -> SegmentationDataset:
+    """Find the files of a data set and say how samples are made of them.
+
+    Args:
+        config: what and where; checked here.
+        training: augment, and give labels of the image's size. False: no augmentation, labels
+            at `label_size`, or their files' own size.
+        seed: of the augmentation.
+
+    Raises:
+        ValueError: the configuration has a value that cannot work; names the key.
+        DataError: a folder, a list or classes.json is missing or wrong; says what was expected.
+    """
+    config = config.resolved()
+    if config.kind == "scenes":
+        return _open_scenes(config, training=training, seed=seed)
+    assert config.root is not None
+    if config.kind in PUBLISHED:
+        classes = published_classes(config.classes)
+        table = published_id_table(config.kind, config.classes)
+        listing = list_samples(config)
+    else:
+        listing = list_samples(config)
+        classes, table = folder_classes(Path(config.root) / "classes.json")
+    return SegmentationDataset(
+        config,
+        classes,
+        table,
+        listing.samples,
+        listing.orphan_labels,
+        training=training,
+        seed=seed,
+    )
+
+
+def _open_scenes(config: DatasetConfig, *, training: bool, seed: int) -> SegmentationDataset:
+    from cscl_fast.scenes import SCENE_CLASSES
+
+    first = 0 if config.split in ("", "train") else FIRST_EVALUATION_SCENE
+    names = [
+        f"{config.look}_{first + i:07d}"
+        for i in range(min(config.count, config.limit or config.count))
+    ]
+    classes = ClassList(tuple(SCENE_CLASSES.names), tuple(SCENE_CLASSES.colors))
+    return SegmentationDataset(
+        config,
+        classes,
+        np.arange(256, dtype=np.uint8),
+        [Sample(name, Path(f"drawn scene {name}"), None) for name in names],
+        [],
+        training=training,
+        seed=seed,
+    )
+
+
+def load_image(path: Path | str, config: DatasetConfig) -> Tensor:  # [3, H, W] float32
+    """One image, resized and normalised as the configuration says, without augmentation.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    size = config.resolved().size if config.kind == "scenes" or config.root else config.size
+    if size == "default":
+        size = None
+    assert not isinstance(size, str)
+    image = transforms.resize_image(decode_image(Path(path)), size, config.interpolation)
+    return transforms.normalise(image, config.normalisation)

@@ -1,0 +1,180 @@
+"""What makes a drawn street look photographed: textures, lens, sensor and file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from .canvas import OVERSAMPLING, Camera
+from .surfaces import Surface
+
+
+def _table(values: dict[Surface, float]) -> np.ndarray:
+    return np.array([values.get(surface, 0.0) for surface in Surface], dtype=np.float32)
+
+
+# Relative amplitude of each texture, by surface.
+_GRAIN = _table(
+    {
+        Surface.SKY: 0.004,
+        Surface.ROAD: 0.03,
+        Surface.MARKING: 0.03,
+        Surface.PAVEMENT: 0.035,
+        Surface.KERB: 0.03,
+        Surface.PLASTER: 0.03,
+        Surface.BRICK: 0.06,
+        Surface.CONCRETE: 0.035,
+        Surface.ROOF: 0.08,
+        Surface.WINDOW: 0.06,
+        Surface.FENCE: 0.09,
+        Surface.POLE: 0.05,
+        Surface.SIGN: 0.03,
+        Surface.FOLIAGE: 0.32,
+        Surface.GRASS: 0.16,
+        Surface.TRUNK: 0.12,
+        Surface.PERSON: 0.07,
+        Surface.CAR: 0.03,
+    }
+)
+_STAINS = _table(
+    {
+        Surface.SKY: 0.16,
+        Surface.ROAD: 0.10,
+        Surface.MARKING: 0.12,
+        Surface.PAVEMENT: 0.14,
+        Surface.KERB: 0.1,
+        Surface.PLASTER: 0.16,
+        Surface.BRICK: 0.14,
+        Surface.CONCRETE: 0.18,
+        Surface.ROOF: 0.16,
+        Surface.WINDOW: 0.3,
+        Surface.FENCE: 0.15,
+        Surface.POLE: 0.08,
+        Surface.FOLIAGE: 0.3,
+        Surface.GRASS: 0.22,
+        Surface.CAR: 0.18,
+        Surface.PERSON: 0.1,
+    }
+)
+_ASPHALT = _table(
+    {Surface.ROAD: 0.09, Surface.MARKING: 0.09, Surface.PAVEMENT: 0.05, Surface.GRASS: 0.15}
+)
+_SLABS = _table({Surface.PAVEMENT: 0.2})
+_COURSES = _table({Surface.BRICK: 0.24, Surface.CONCRETE: 0.05})
+
+
+def photograph(
+    image: np.ndarray, surfaces: np.ndarray, camera: Camera, wall: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A photograph of a painted street.
+
+    Args:
+        image: the painted picture, [H, W, 3] uint8.
+        surfaces: surface codes, [H, W] uint8.
+        camera: the camera of the oversampled canvas.
+        wall: metres from the camera to the walls beside the street.
+        rng: everything random comes from here.
+
+    Returns:
+        The photograph, [H, W, 3] uint8.
+    """
+    height, width = surfaces.shape
+    texture = 1.0 + _texture(surfaces, camera, wall, rng)
+    exposure = _exposure(height, width, rng)
+    gain = 1.0 + 0.07 * (2.0 * rng.random(3, dtype=np.float32) - 1.0)
+    picture = image * (texture * exposure)[:, :, None]
+    picture *= gain
+    picture = _tone(picture, rng)
+    unit = height / 128.0
+    blurred = _lens(Image.fromarray(picture.astype(np.uint8)), unit, rng)
+    return _sensor(np.asarray(blurred), rng)
+
+
+def _noise(height: int, width: int, cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise in [-1, 1], about `cells` hills across the width. [H, W] float32."""
+    rows = max(2, round(cells * height / width))
+    coarse = rng.integers(0, 256, (rows + 1, cells + 1), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(smooth, dtype=np.float32) / 127.5 - 1.0
+
+
+def _texture(
+    surfaces: np.ndarray, camera: Camera, wall: float, rng: np.random.Generator
+) -> np.ndarray:
+    height, width = surfaces.shape
+    texture = _noise(height, width, 14, rng) + 0.5 * _noise(height, width, 40, rng)
+    texture *= _STAINS[surfaces]
+    grain = rng.integers(0, 256, (height, width), dtype=np.uint8).astype(np.float32)
+    grain = (grain - 127.5) / 74.0  # unit deviation
+    texture += grain * _GRAIN[surfaces]
+
+    # Textures that lie in the street's planes: the pixel's place on the ground, on the walls.
+    focal = camera.focal / OVERSAMPLING
+    rows = np.arange(height, dtype=np.float32)[:, None] - camera.horizon / OVERSAMPLING
+    columns = np.arange(width, dtype=np.float32)[None, :] - camera.center / OVERSAMPLING
+    below = np.maximum(rows, 1.0)
+    depth = focal * camera.height / below  # [H, 1] metres
+    across = columns * depth / focal  # [H, W] metres
+    tile = rng.integers(0, 256, (64, 64), dtype=np.uint8).astype(np.float32) / 127.5 - 1.0
+    along = (depth * 3.0).astype(np.int32) & 63
+    rough = tile[np.broadcast_to(along, (height, width)), (across * 6.0).astype(np.int32) & 63]
+    near = np.minimum(1.0, 14.0 / depth)  # far away the texture averages out
+    texture += rough * near * _ASPHALT[surfaces]
+    joints = ((across % 1.2) < 0.12) | ((depth % 1.2) < 0.1)
+    texture -= joints * np.minimum(1.0, 9.0 / depth) * _SLABS[surfaces]
+
+    wall_depth = focal * wall / np.maximum(np.abs(columns), 1.0)  # [1, W] metres
+    wall_height = camera.height - rows * wall_depth / focal  # [H, W] metres
+    sharp = np.clip(12.0 / wall_depth, 0.0, 1.0)
+    course = (wall_height * 2.2) % 1.0 < 0.28
+    brick = tile[
+        (wall_height * 2.2).astype(np.int32) & 63, (wall_depth * 1.6).astype(np.int32) & 63
+    ]
+    texture += (0.5 * brick - course) * sharp * _COURSES[surfaces]
+    return texture
+
+
+def _exposure(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Brightness over the picture: exposure and vignetting. [H, W] float32."""
+    rows = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
+    columns = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
+    fall = rng.uniform(0.04, 0.22)
+    return np.float32(rng.uniform(0.82, 1.14)) * (1.0 - np.float32(fall) * (rows**2 + columns**2))
+
+
+def _tone(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Contrast, saturation and a veil of stray light; in place, clipped to [0, 255]."""
+    gray = picture.mean(axis=2, keepdims=True)
+    saturation = np.float32(rng.uniform(0.65, 0.95))
+    picture *= saturation
+    picture += (1.0 - saturation) * gray
+    contrast = np.float32(rng.uniform(0.78, 1.05))
+    picture *= contrast
+    picture += np.float32(rng.uniform(0.0, 26.0)) + (1.0 - contrast) * 60.0
+    return np.clip(picture, 0.0, 255.0, out=picture)
+
+
+def _lens(picture: Image.Image, unit: float, rng: np.random.Generator) -> Image.Image:
+    """Defocus, and for some pictures the motion of the car; `unit`: pixels per 1/128 height."""
+    radius = unit * rng.uniform(0.25, 0.75)
+    picture = picture.filter(ImageFilter.GaussianBlur(radius))
+    if rng.random() < 0.25:
+        span = max(2, round(unit * rng.uniform(1.5, 3.0)))
+        picture = picture.filter(ImageFilter.BoxBlur((span / 2.0, 0.0)))
+    return picture
+
+
+def _sensor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Noise of the sensor and the artefacts of a JPEG file."""
+    height, width, _ = picture.shape
+    amplitude = rng.uniform(2.0, 7.0)
+    noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8).astype(np.float32)
+    noise -= 127.5
+    noise *= np.float32(amplitude / 74.0)
+    noise += picture
+    clean = Image.fromarray(np.clip(noise, 0.0, 255.0, out=noise).astype(np.uint8))
+    file = io.BytesIO()
+    clean.save(file, "JPEG", quality=int(rng.integers(60, 93)))
+    return np.array(Image.open(file))

@@ -1,5 +1,6 @@
 """Data sets for domain adaptation: published layouts, own folders and drawn scenes."""
 
+from cscl_fast.data.check import DatasetReport, check_dataset
 from cscl_fast.data.classes import (
     CITYSCAPES_19,
     IGNORE,
@@ -15,6 +16,8 @@ from cscl_fast.data.dataset import SampleDict, SegmentationDataset, load_image, 
 from cscl_fast.data.decoding import image_size
 from cscl_fast.data.errors import DataError
 from cscl_fast.data.layouts import list_images
+from cscl_fast.data.loading import EpochSampler, InfiniteSampler, make_loader
+from cscl_fast.data.visual import colorize, overlay, save_label_png
 
 __all__ = [
     "CITYSCAPES_19",
@@ -26,13 +29,21 @@ __all__ = [
     "ClassList",
     "DataError",
     "DatasetConfig",
+    "DatasetReport",
+    "EpochSampler",
+    "InfiniteSampler",
     "SampleDict",
     "SegmentationDataset",
+    "check_dataset",
+    "colorize",
     "image_size",
     "list_images",
     "load_image",
+    "make_loader",
     "open_dataset",
+    "overlay",
     "published_classes",
     "require_same_classes",
+    "save_label_png",
     "thirteen_of_sixteen",
 ]

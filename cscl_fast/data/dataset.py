@@ -160,7 +160,7 @@ class SegmentationDataset(Dataset[SampleDict]):
         label_size = image_size if self.training else config.label_size
         raw = self.read_raw_label(index)
         if raw is None:
-            return image, np.full(label_size or file_size, IGNORE, np.uint8)
+            return image, np.full(label_size or image_size, IGNORE, np.uint8)
         if not same_aspect(file_size, (raw.shape[0], raw.shape[1])):
             raise DataError(
                 f"label {sample.label} is {raw.shape[0]}x{raw.shape[1]} (HxW), but its image "

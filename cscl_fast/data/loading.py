@@ -96,7 +96,7 @@ def make_loader(
     drop_last: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader[SampleDict]:
-    """Batches of a data set: tensors stacked, `name`, `path` and `index` collected.
+    """Batches of a data set: images and labels stacked, `name`, `path` and `index` collected.
 
     Args:
         sampler: gives indices or (epoch, index) pairs; an `InfiniteSampler` for training.
@@ -131,23 +131,25 @@ def make_loader(
 
 
 def collate(samples: list[SampleDict]) -> dict[str, Any]:
-    """Stack samples into a batch.
+    """Stack samples into a batch; labels of several sizes (evaluation only) stay a list.
 
     Raises:
-        DataError: their sizes differ; names the first two and what to set.
+        DataError: the images' sizes differ; names two and what to set.
     """
-    for key in ("image", "label"):
-        first = samples[0]
-        for other in samples[1:]:
-            a, b = tuple(first[key].shape[-2:]), tuple(other[key].shape[-2:])  # type: ignore[literal-required]
-            if a != b:
-                setting = "size (or crop)" if key == "image" else "label_size"
-                raise DataError(
-                    f"a batch needs {key}s of one size, but {first['path']} has "
-                    f"{a[0]}x{a[1]} (HxW) and {other['path']} {b[0]}x{b[1]}; "
-                    f"set {setting}, or use batches of one"
-                )
-    batch: dict[str, Any] = default_collate(samples)
+    first = samples[0]
+    for other in samples[1:]:
+        a, b = first["image"].shape, other["image"].shape
+        if a != b:
+            raise DataError(
+                f"a batch needs images of one size, but {first['path']} is {a[1]}x{a[2]} (HxW) "
+                f"and {other['path']} {b[1]}x{b[2]}; set size, or crop, or use batches of one"
+            )
+    batch: dict[str, Any] = default_collate(
+        [{key: value for key, value in sample.items() if key != "label"} for sample in samples]
+    )
+    labels = [sample["label"] for sample in samples]
+    one_size = all(label.shape == labels[0].shape for label in labels)
+    batch["label"] = torch.stack(labels) if one_size else labels
     return batch
 
 

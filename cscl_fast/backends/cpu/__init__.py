@@ -1,0 +1,1 @@
+"""The compiled CPU kernels as `torch.library` operators, one file for each operator."""

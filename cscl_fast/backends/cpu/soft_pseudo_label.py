@@ -1,0 +1,97 @@
+"""Soft pseudo-labels, Eq. 8-10, by the compiled CPU kernel: `torch.ops.cscl_fast.soft_pseudo_labels`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cscl_fast import backends
+from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
+
+from .registration import DTYPE_CODES, LIBRARY
+
+LIBRARY.define(
+    "soft_pseudo_labels(Tensor logits, Tensor thresholds, float gamma, SymInt height, SymInt width,"
+    " bool align_corners) -> (Tensor, Tensor)"
+)
+
+
+def _results(logits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Room for soft [B, K, H, W], like the logits, and hard [B, H, W] int64."""
+    batch, classes = logits.shape[:2]
+    soft = torch.empty(
+        (batch, classes, height, width),
+        dtype=logits.dtype,
+        device=logits.device,
+        memory_format=result_memory_format(logits),
+    )
+    hard = torch.empty((batch, height, width), dtype=torch.int64, device=logits.device)
+    return soft, hard
+
+
+@torch.library.register_fake("cscl_fast::soft_pseudo_labels", lib=LIBRARY)
+def _fake(
+    logits: Tensor,
+    thresholds: Tensor,
+    gamma: float,
+    height: int,
+    width: int,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor]:
+    return _results(logits, height, width)
+
+
+def _compute(
+    logits: Tensor,
+    thresholds: Tensor,
+    gamma: float,
+    height: int,
+    width: int,
+    align_corners: bool,
+) -> tuple[Tensor, Tensor]:
+    from cscl_fast.ops import checks  # the operators import this module
+
+    thresholds = checks.check_thresholds(thresholds, logits).contiguous()
+    soft, hard = _results(logits, height, width)
+    if hard.numel() == 0:
+        return soft, hard
+    format_ = result_memory_format(logits)
+    if logits.shape[2:] == (height, width):
+        # Read in the order in which it lies; any other order is brought into one of the two.
+        logits = logits.contiguous(memory_format=format_)
+    backends.library().soft_pseudo_labels(
+        logits.data_ptr(),
+        DTYPE_CODES[logits.dtype],
+        tuple(logits.shape),
+        logits.stride(),
+        height,
+        width,
+        align_corners,
+        thresholds.data_ptr(),
+        gamma,
+        soft.data_ptr(),
+        format_ == torch.channels_last,
+        hard.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return soft, hard
+
+
+LIBRARY.impl("soft_pseudo_labels", _compute, "CPU")
+# Pseudo-labels are constants: no gradient flows, so there is nothing for autograd to record.
+LIBRARY.impl("soft_pseudo_labels", torch.library.fallthrough_kernel, "Autograd")
+
+
+def soft_pseudo_labels(
+    logits: Tensor,  # [B, K, h, w] float32 | float16 | bfloat16
+    thresholds: Tensor,  # [K] float32, in (0, 1]
+    gamma: float,
+    height: int,  # H
+    width: int,  # W
+    align_corners: bool,
+) -> tuple[Tensor, Tensor]:  # soft [B, K, H, W] as logits, hard [B, H, W] int64
+    """The optimum of Eq. 8 for every pixel; zeros and 255 where it is rejected."""
+    soft, hard = torch.ops.cscl_fast.soft_pseudo_labels(
+        logits, thresholds, gamma, height, width, align_corners
+    )
+    return soft, hard

@@ -1,0 +1,77 @@
+// The Python module `_cscl_fast`: the kernel library's functions with integers for pointers.
+//
+// Nothing is checked here: cscl_fast/backends/cpu/*.py hands over tensors that cscl_fast/ops has
+// checked. The interpreter lock is released while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+
+#include "build_info.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+using namespace cscl::cpu;
+
+namespace {
+
+// (B, K, h, w) and (batch, class, row, column) as they come from a tensor's shape and strides.
+using Four = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+
+LogitsView logits_view(uintptr_t data, int type, const Four& shape, const Four& strides,
+                       int64_t out_height, int64_t out_width, bool align_corners) {
+  LogitsView view;
+  view.data = reinterpret_cast<const void*>(data);
+  view.type = static_cast<DataType>(type);
+  std::tie(view.batch, view.classes, view.height, view.width) = shape;
+  std::tie(view.stride_batch, view.stride_class, view.stride_row, view.stride_column) = strides;
+  view.out_height = out_height;
+  view.out_width = out_width;
+  view.align_corners = align_corners;
+  return view;
+}
+
+void bind_soft_pseudo_labels(uintptr_t logits, int type, const Four& shape, const Four& strides,
+                             int64_t out_height, int64_t out_width, bool align_corners,
+                             uintptr_t thresholds, double gamma, uintptr_t soft,
+                             bool soft_channels_last, uintptr_t hard, int threads) {
+  SoftPseudoLabelCall call;
+  call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
+  call.thresholds = reinterpret_cast<const float*>(thresholds);
+  call.gamma = gamma;
+  call.soft = reinterpret_cast<void*>(soft);
+  call.soft_channels_last = soft_channels_last;
+  call.hard = reinterpret_cast<int64_t*>(hard);
+  soft_pseudo_labels(call, threads);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = CSCL_VERSION;
+  info["source_digest"] = CSCL_SOURCE_DIGEST;
+  info["compiler"] = CSCL_COMPILER;
+  info["build_type"] = CSCL_BUILD_TYPE;
+  info["cuda"] = CSCL_CUDA_STATUS;
+  info["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." +
+                     std::to_string(PYBIND11_VERSION_MINOR);
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cscl_fast, module) {
+  module.doc() = "The compiled kernels of cscl_fast.";
+  module.def("build_info", &build_info);
+  module.def("compiled_isas", &compiled_isas);
+  module.def("supported_isas", &supported_isas);
+  module.def("active_isa", [] { return isa_name(active_isa()); });
+  module.def("adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); });
+  module.def("openmp_runtime", &openmp_runtime);
+  // The operators that have a kernel here, by their names in cscl_fast.ops.
+  module.attr("cpu_operators") = py::make_tuple("soft_pseudo_labels");
+  module.def("soft_pseudo_labels", &bind_soft_pseudo_labels,
+             py::call_guard<py::gil_scoped_release>());
+}

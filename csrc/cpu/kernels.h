@@ -1,0 +1,32 @@
+// The CPU kernels as the outside sees them: plain pointers, sizes, strides and a thread count.
+// dispatch.cpp sends each call to the walk compiled for the instruction set in use.
+#pragma once
+
+#include <cstdint>
+
+namespace cscl::cpu {
+
+enum class DataType : int { float32 = 0, float16 = 1, bfloat16 = 2 };
+
+// Logits [B, K, h, w] in any strides, evaluated at H x W pixels.
+struct LogitsView {
+  const void* data;
+  DataType type;
+  int64_t batch, classes, height, width;                        // B, K, h, w
+  int64_t stride_batch, stride_class, stride_row, stride_column;  // in elements
+  int64_t out_height, out_width;  // H, W; equal to h, w: the logits as they are
+  bool align_corners;             // the convention of the bilinear upsampling to H x W
+};
+
+struct SoftPseudoLabelCall {
+  LogitsView logits;
+  const float* thresholds;  // [K], in (0, 1]
+  double gamma;             // > 0
+  void* soft;               // [B, K, H, W], the logits' type
+  bool soft_channels_last;  // memory order of soft: [B, H, W, K] or [B, K, H, W]
+  int64_t* hard;            // [B, H, W]
+};
+
+void soft_pseudo_labels(const SoftPseudoLabelCall& call, int threads);
+
+}  // namespace cscl::cpu

@@ -6,17 +6,21 @@ from cscl_fast.models.build import ARCHITECTURES, build_model
 from cscl_fast.models.discriminator import Discriminator
 from cscl_fast.models.segmentation_model import Features, SegmentationModel
 from cscl_fast.models.transferability import TransferabilityCritic, TransferabilityQuantizer
+from cscl_fast.models.weights import LoadReport, WeightsError, load_weights
 
 __all__ = [
     "ARCHITECTURES",
     "Discriminator",
     "Features",
+    "LoadReport",
     "SegmentationModel",
     "TransferabilityCritic",
     "TransferabilityQuantizer",
     "WeightAverage",
+    "WeightsError",
     "build_model",
     "freeze_affine",
     "frozen_statistics",
+    "load_weights",
     "reestimate_statistics",
 ]

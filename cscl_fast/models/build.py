@@ -15,6 +15,7 @@ ARCHITECTURES = (
     "deeplabv2-resnet18",
     "deeplabv2-resnet50",
     "deeplabv2-resnet101",
+    "deeplabv2-resnet101-caffe",  # for the field's Caffe-converted checkpoints
     "fcn8s-vgg16",
 )
 
@@ -48,7 +49,8 @@ def build_model(
     if architecture == "fcn8s-vgg16":
         model = FCN8s(num_classes)
     else:
-        model = DeepLabV2(int(architecture.removeprefix("deeplabv2-resnet")), num_classes)
+        depth, _, variant = architecture.removeprefix("deeplabv2-resnet").partition("-")
+        model = DeepLabV2(int(depth), num_classes, caffe=variant == "caffe")
     if not batchnorm_affine:
         freeze_affine(model)
     return model.to(memory_format=torch.channels_last)

@@ -47,14 +47,18 @@ class DeepLabV2(SegmentationModel):
     Args:
         depth: 18, 50 or 101 layers in the ResNet.
         num_classes: K.
+        caffe: compute what the field's Caffe-converted checkpoints were trained with; the names
+            and shapes of the weights are the same. Only for bottlenecks (50 and 101).
     """
 
-    def __init__(self, depth: int, num_classes: int) -> None:
+    def __init__(self, depth: int, num_classes: int, *, caffe: bool = False) -> None:
         super().__init__()
-        self.architecture = f"deeplabv2-resnet{depth}"
+        self.architecture = f"deeplabv2-resnet{depth}" + ("-caffe" if caffe else "")
         self.num_classes = num_classes
         self.feature_channels = 512 if depth == 18 else 2048
         self.encoder = _dilated_resnet(depth)
+        if caffe:
+            _compute_as_caffe(self.encoder)
         self.classifier = DilatedHead(self.feature_channels, num_classes)
 
     def encode(self, images: Tensor) -> Features:
@@ -97,3 +101,22 @@ def _replace_stride_with_dilation(layer: nn.Module, dilation: int) -> None:
             spacing = dilation // 2 if strided else dilation
             convolution.dilation = (spacing, spacing)
             convolution.padding = (spacing, spacing)
+
+
+def _compute_as_caffe(encoder: nn.Module) -> None:
+    """Where Caffe's ResNet strides and dilates: a torchvision ResNet puts neither there."""
+    layers = dict(encoder.named_modules())
+    maxpool = layers["maxpool"]
+    assert isinstance(maxpool, nn.MaxPool2d)
+    maxpool.ceil_mode = True
+    _convolution(layers, "layer2.0.conv1").stride = (2, 2)
+    _convolution(layers, "layer2.0.conv2").stride = (1, 1)
+    for name, dilation in (("layer3.0.conv2", 2), ("layer4.0.conv2", 4)):
+        _convolution(layers, name).dilation = (dilation, dilation)
+        _convolution(layers, name).padding = (dilation, dilation)
+
+
+def _convolution(layers: dict[str, nn.Module], name: str) -> nn.Conv2d:
+    layer = layers[name]
+    assert isinstance(layer, nn.Conv2d)
+    return layer

@@ -41,7 +41,10 @@ class SegmentationModel(nn.Module, ABC):
         self,
         features: Features,
     ) -> Tensor:  # [B, K, ceil(H / 8), ceil(W / 8)]
-        """Class logits at an eighth of the image's resolution."""
+        """Class logits at an eighth of the image's resolution.
+
+        (The -caffe variants pool with rounding up: one row or column more at some sizes.)
+        """
 
     def forward(
         self,

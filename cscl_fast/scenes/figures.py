@@ -90,13 +90,13 @@ def paint_pole(brush: Brush, pole: Pole) -> None:
         _paint_traffic_light(brush, pole, u, top, scale)
     elif pole.kind == "sign":
         for number in range(pole.plates):
-            middle = top + (0.35 + 0.95 * number) * scale
+            middle = top + (0.35 + 0.85 * number) * scale
             _paint_plate(brush, pole.shape if number == 0 else "blue", u, middle, scale, z)
 
 
 def _paint_plate(brush: Brush, shape: str, u: float, v: float, scale: float, z: float) -> None:
     canvas, light = brush.canvas, 0.3 + 0.7 * brush.light.front
-    radius = max(0.46 * scale, 1.2 * OVERSAMPLING)
+    radius = max(0.4 * scale, 1.3 * OVERSAMPLING)
     rim = brush.lit(_SIGN_COLORS[shape], light, z)
     white = brush.lit((238, 238, 234), light, z)
     if shape == "triangle":
@@ -124,7 +124,7 @@ def _paint_plate(brush: Brush, shape: str, u: float, v: float, scale: float, z: 
 
 def _paint_traffic_light(brush: Brush, pole: Pole, u: float, top: float, scale: float) -> None:
     canvas, z = brush.canvas, pole.near
-    half, height = max(0.24 * scale, OVERSAMPLING), max(1.15 * scale, 3.0 * OVERSAMPLING)
+    half, height = max(0.2 * scale, OVERSAMPLING), max(1.0 * scale, 3.0 * OVERSAMPLING)
     case = brush.lit((38, 42, 40), brush.light.front, z)
     canvas.box(u - half, top - 0.3 * height, u + half, top + 0.7 * height, case, Surface.SIGN)
     for number, glow in enumerate(((250, 60, 50), (250, 190, 60), (70, 230, 120))):
@@ -167,8 +167,8 @@ def paint_car(brush: Brush, car: Car) -> None:
         for share in (0.19, 0.8):
             _paint_wheel(brush, x, near + share * car.length, 0.33, detailed)
         outline = (
-            point(x, 0.28, near),
-            point(x, 0.28, far),
+            point(x, 0.2, near),
+            point(x, 0.2, far),
             point(x, belt * 0.92, far),
             point(x, belt, z_back),
             point(x, belt, z_foot),
@@ -182,12 +182,19 @@ def paint_car(brush: Brush, car: Car) -> None:
             point(x, belt, z_back),
         )
         canvas.polygon(cabin, flank, Surface.CAR)
+        if detailed:  # the edge of the doors, in shadow below
+            seam = brush.lit(car.color, 0.72 * shine, near)
+            brush.quad((x, x), (0.2, 0.36), (near, far), seam)
+            door = near + 0.5 * (glass_top + back_top) * car.length
+            canvas.line((point(x, 0.36, door), point(x, belt, door)), 1.0, seam)
         for share in (0.19, 0.8):
-            _paint_wheel(brush, x, near + share * car.length, 0.3, detailed)
+            _paint_wheel(brush, x, near + share * car.length, 0.31, detailed)
         _paint_side_windows(brush, car, (x, inset), belt, (z_foot, z_top, z_back_top, z_back))
     # Bonnet or boot lid, tail or face, rear window or windscreen, roof.
-    for x in (left, right - 0.22):
-        brush.quad((x, x + 0.22), (0.0, 0.4), (near + 0.05, near + 0.05), black, Surface.CAR)
+    below = (near + 0.05, near + 0.05)
+    brush.quad((left + 0.08, right - 0.08), (0.1, 0.25), below, black, Surface.CAR)
+    for x in (left + 0.03, right - 0.25):
+        brush.quad((x, x + 0.22), (0.0, 0.3), below, black, Surface.CAR)
     lid = (
         point(left, belt * 0.96, near),
         point(right, belt * 0.96, near),
@@ -210,8 +217,31 @@ def paint_car(brush: Brush, car: Car) -> None:
         point(inner_left, car.height, z_top),
     )
     canvas.polygon(cabin_face, body, Surface.CAR)
-    canvas.polygon(_shrunk(cabin_face, 0.8), glass)
-    brush.quad((left, right), (0.3, belt * 0.96), (near, near), body, Surface.CAR)
+    pane = _shrunk(cabin_face, 0.82)
+    canvas.polygon(pane, glass)
+    if detailed:  # the sky in the glass
+        sky = brush.lit(light.sky_low, 0.8, near)
+        gleam = (
+            _between(pane[0], pane[1], 0.2),
+            _between(pane[0], pane[1], 0.45),
+            _between(pane[3], pane[2], 0.75),
+            _between(pane[3], pane[2], 0.5),
+        )
+        canvas.shade(gleam, sky, 0.4)
+    high = belt * 0.96
+    face = (
+        point(left + 0.06, 0.2, near),
+        point(right - 0.06, 0.2, near),
+        point(right, 0.32, near),
+        point(right, high - 0.16, near),
+        point(right - 0.12, high, near),
+        point(left + 0.12, high, near),
+        point(left, high - 0.16, near),
+        point(left, 0.32, near),
+    )
+    shoulder = brush.lit(car.color, 0.86 * light.front, near)
+    brush.quad((left, right), (0.3, high), (near, near), shoulder, Surface.CAR)
+    canvas.polygon(face, body)
     _paint_face(brush, car, (left, right), belt, detailed)
 
 
@@ -223,6 +253,10 @@ def _visible_side(brush: Brush, left: float, right: float, near: float, far: flo
     if u(right, far) > u(right, near) + 0.5:
         return 1
     return 0
+
+
+def _between(start: Point, end: Point, share: float) -> Point:
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
 
 def _shrunk(points: tuple[Point, ...], share: float) -> list[Point]:

@@ -143,6 +143,18 @@ class Person:
 
 
 @dataclass
+class Skyline:
+    """A wood or a house that closes the street in the distance."""
+
+    x: float
+    width: float
+    height: float
+    wood: bool
+    color: Color
+    roof: Color
+
+
+@dataclass
 class Layout:
     """A whole street scene before it is drawn."""
 
@@ -154,7 +166,7 @@ class Layout:
     light: Light
     street: Street
     clouds: list[tuple[float, float, float]]  # share of width, share of sky, size
-    skyline: list[tuple[float, float, float, bool]]  # x, width, height, trees
+    skyline: list[Skyline]
     background: list[Building | Barrier | Tree] = field(default_factory=list)
     foreground: list[Barrier | Tree | Pole | Car | Person] = field(default_factory=list)
 
@@ -174,10 +186,7 @@ def plan_scene(rng: Random, look: Look) -> Layout:
             (rng.random(), rng.uniform(0.05, 0.85), rng.uniform(0.03, 0.09))
             for _ in range(rng.randint(2, 6))
         ],
-        skyline=[
-            (x, rng.uniform(8.0, 18.0), rng.uniform(5.0, 15.0), rng.random() < 0.5)
-            for x in range(-80, 81, 10)
-        ],
+        skyline=_plan_skyline(rng, look),
     )
     for side in (-1, 1):
         _plan_frontage(rng, look, street, side, layout)
@@ -187,6 +196,24 @@ def plan_scene(rng: Random, look: Look) -> Layout:
     layout.background.sort(key=lambda thing: -thing.near)
     layout.foreground.sort(key=lambda thing: -thing.near)
     return layout
+
+
+def _plan_skyline(rng: Random, look: Look) -> list[Skyline]:
+    blocks = []
+    for x in range(-84, 85, 12):
+        wood = rng.random() < 0.5
+        color = rng.choice(look.foliage) if wood else rng.choice(look.walls)[0]
+        blocks.append(
+            Skyline(
+                x=x + rng.uniform(-3.0, 3.0),
+                width=rng.uniform(11.0, 17.0),
+                height=rng.uniform(6.0, 10.0) if wood else rng.uniform(7.0, 13.0),
+                wood=wood,
+                color=vary(rng, color, look.color_spread),
+                roof=rng.choice(look.roofs),
+            )
+        )
+    return blocks
 
 
 def _plan_street(rng: Random, look: Look) -> Street:

@@ -31,8 +31,8 @@ _GRAIN = _table(
         Surface.FENCE: 0.09,
         Surface.POLE: 0.05,
         Surface.SIGN: 0.03,
-        Surface.FOLIAGE: 0.32,
-        Surface.GRASS: 0.16,
+        Surface.FOLIAGE: 0.16,
+        Surface.GRASS: 0.1,
         Surface.TRUNK: 0.12,
         Surface.PERSON: 0.07,
         Surface.CAR: 0.03,
@@ -61,6 +61,7 @@ _STAINS = _table(
 _ASPHALT = _table(
     {Surface.ROAD: 0.09, Surface.MARKING: 0.09, Surface.PAVEMENT: 0.05, Surface.GRASS: 0.15}
 )
+_LEAVES = _table({Surface.FOLIAGE: 0.3, Surface.GRASS: 0.12})
 _SLABS = _table({Surface.PAVEMENT: 0.2})
 _COURSES = _table({Surface.BRICK: 0.24, Surface.CONCRETE: 0.05})
 
@@ -84,7 +85,9 @@ def photograph(
     texture = 1.0 + _texture(surfaces, camera, wall, rng)
     exposure = _exposure(height, width, rng)
     gain = 1.0 + 0.07 * (2.0 * rng.random(3, dtype=np.float32) - 1.0)
-    picture = image * (texture * exposure)[:, :, None]
+    # The camera meters the scene, so that dusk is dark but never black.
+    metered = np.float32((104.0 / max(float(image.mean()), 20.0)) ** 0.6)
+    picture = image * (metered * texture * exposure)[:, :, None]
     picture *= gain
     picture = _tone(picture, rng)
     unit = height / 128.0
@@ -106,6 +109,7 @@ def _texture(
     height, width = surfaces.shape
     texture = _noise(height, width, 14, rng) + 0.5 * _noise(height, width, 40, rng)
     texture *= _STAINS[surfaces]
+    texture += _noise(height, width, 80, rng) * _LEAVES[surfaces]
     grain = rng.integers(0, 256, (height, width), dtype=np.uint8).astype(np.float32)
     grain = (grain - 127.5) / 74.0  # unit deviation
     texture += grain * _GRAIN[surfaces]
@@ -141,27 +145,27 @@ def _exposure(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     rows = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
     columns = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
     fall = rng.uniform(0.04, 0.22)
-    return np.float32(rng.uniform(0.82, 1.14)) * (1.0 - np.float32(fall) * (rows**2 + columns**2))
+    return np.float32(rng.uniform(0.85, 1.15)) * (1.0 - np.float32(fall) * (rows**2 + columns**2))
 
 
 def _tone(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Contrast, saturation and a veil of stray light; in place, clipped to [0, 255]."""
     gray = picture.mean(axis=2, keepdims=True)
-    saturation = np.float32(rng.uniform(0.65, 0.95))
+    saturation = np.float32(rng.uniform(0.7, 1.0))
     picture *= saturation
     picture += (1.0 - saturation) * gray
-    contrast = np.float32(rng.uniform(0.78, 1.05))
+    contrast = np.float32(rng.uniform(0.85, 1.15))
     picture *= contrast
-    picture += np.float32(rng.uniform(0.0, 26.0)) + (1.0 - contrast) * 60.0
+    picture += np.float32(rng.uniform(0.0, 18.0)) + (1.0 - contrast) * 90.0
     return np.clip(picture, 0.0, 255.0, out=picture)
 
 
 def _lens(picture: Image.Image, unit: float, rng: np.random.Generator) -> Image.Image:
     """Defocus, and for some pictures the motion of the car; `unit`: pixels per 1/128 height."""
-    radius = unit * rng.uniform(0.25, 0.75)
+    radius = unit * rng.uniform(0.2, 0.55)
     picture = picture.filter(ImageFilter.GaussianBlur(radius))
-    if rng.random() < 0.25:
-        span = max(2, round(unit * rng.uniform(1.5, 3.0)))
+    if rng.random() < 0.15:
+        span = max(2, round(unit * rng.uniform(1.2, 2.4)))
         picture = picture.filter(ImageFilter.BoxBlur((span / 2.0, 0.0)))
     return picture
 
@@ -169,7 +173,7 @@ def _lens(picture: Image.Image, unit: float, rng: np.random.Generator) -> Image.
 def _sensor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Noise of the sensor and the artefacts of a JPEG file."""
     height, width, _ = picture.shape
-    amplitude = rng.uniform(2.0, 7.0)
+    amplitude = rng.uniform(2.0, 6.0)
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8).astype(np.float32)
     noise -= 127.5
     noise *= np.float32(amplitude / 74.0)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from .brush import KERB_HEIGHT, Brush
 from .canvas import Color
-from .layout import FAR, NEAR, Barrier, Building, Pole, Tree
+from .layout import FAR, NEAR, Barrier, Building, Pole, Skyline, Tree
 from .surfaces import Surface
 
 # Depths (metres) at which a bent strip of ground has its corners.
@@ -37,22 +37,58 @@ def paint_sky(brush: Brush) -> None:
 
 def paint_skyline(brush: Brush) -> None:
     """Far houses and woods that close the street."""
-    camera = brush.camera
-    color = brush.layout.street.verge
-    for x, width, height, trees in brush.layout.skyline:
-        left, right = camera.u(x - width / 2.0, FAR), camera.u(x + width / 2.0, FAR)
-        top, bottom = camera.v(height, FAR), camera.v(0.0, FAR) + 2.0
-        if trees:
-            green = brush.lit((int(color[0] * 0.7), int(color[1] * 0.8), color[2]), 0.8, FAR)
-            canvas = brush.canvas
-            middle, radius = 0.5 * (left + right), 0.5 * (right - left)
-            canvas.box(left, 0.5 * (top + bottom), right, bottom, green, Surface.FOLIAGE)
-            canvas.disc(
-                middle, 0.5 * (top + bottom), radius, 0.5 * (bottom - top), green, Surface.FOLIAGE
-            )
+    for block in brush.layout.skyline:
+        if block.wood:
+            _paint_wood(brush, block)
         else:
-            wall = brush.lit((168, 158, 150), 0.85 * brush.light.front, FAR)
-            brush.canvas.box(left, top, right, bottom, wall, Surface.CONCRETE)
+            _paint_far_house(brush, block)
+
+
+def _paint_wood(brush: Brush, block: Skyline) -> None:
+    camera, canvas = brush.camera, brush.canvas
+    left, right = (
+        camera.u(block.x - block.width / 2.0, FAR),
+        camera.u(block.x + block.width / 2, FAR),
+    )
+    bottom = camera.v(0.0, FAR) + 2.0
+    height = block.height * camera.scale(FAR)
+    green = brush.lit(block.color, 0.8 * brush.light.front, FAR)
+    canvas.box(left, bottom - 0.5 * height, right, bottom, green, Surface.FOLIAGE)
+    radius = (right - left) / 5.0
+    for number, share in enumerate((0.62, 1.0, 0.76, 0.9)):
+        u = left + (number + 0.5) * (right - left) / 4.0
+        top = bottom - share * height
+        color = brush.lit(block.color, (0.72 + 0.12 * (number % 2)) * brush.light.front, FAR)
+        canvas.disc(u, top + radius, radius, radius, color, Surface.FOLIAGE)
+        canvas.box(u - radius, top + radius, u + radius, bottom, color, Surface.FOLIAGE)
+
+
+def _paint_far_house(brush: Brush, block: Skyline) -> None:
+    camera, canvas = brush.camera, brush.canvas
+    left, right = (
+        camera.u(block.x - block.width / 2.0, FAR),
+        camera.u(block.x + block.width / 2, FAR),
+    )
+    scale = camera.scale(FAR)
+    bottom = camera.v(0.0, FAR) + 2.0
+    top = bottom - block.height * scale
+    front = brush.light.front
+    canvas.box(left, top, right, bottom, brush.lit(block.color, front, FAR), Surface.PLASTER)
+    roof = brush.lit(block.roof, front, FAR)
+    eaves, ridge = 0.4 * scale, 2.6 * scale
+    canvas.polygon(
+        ((left - eaves, top), (right + eaves, top), (right - ridge, top - ridge),
+         (left + ridge, top - ridge)),
+        roof,
+        Surface.ROOF,
+    )  # fmt: skip
+    glass = brush.lit((92, 108, 124), front, FAR)
+    storeys, bays = int(block.height / 3.0), max(1, int(block.width / 2.6))
+    for storey in range(storeys):
+        v = top + (0.8 + 3.0 * storey) * scale
+        for bay in range(bays):
+            u = left + (bay + 0.5) * (right - left) / bays
+            canvas.box(u - 0.55 * scale, v, u + 0.55 * scale, v + 1.4 * scale, glass)
 
 
 def paint_ground(brush: Brush) -> None:
@@ -136,14 +172,28 @@ def paint_ground_shadows(brush: Brush) -> None:
             )
     for item in brush.layout.foreground:
         if isinstance(item, Tree):
-            middle = item.trunk + item.crown
-            brush.shade_spot(
-                item.x + reach * middle, item.near, item.crown, 0.8 * item.crown, light.shadow
-            )
+            _paint_tree_shadow(brush, item, reach)
         elif isinstance(item, Pole):
             end = item.x + reach * item.height
             x = (min(item.x, end), max(item.x, end))
             brush.shade_ground(x, (item.near, item.near + 0.2), light.shadow)
+
+
+def _paint_tree_shadow(brush: Brush, tree: Tree, reach: float) -> None:
+    """The shadow of a crown: whole in the flat look, dappled where the crown has more discs."""
+    middle = tree.x + reach * (tree.trunk + tree.crown)
+    radius = tree.crown * (1.0 + 0.4 * abs(reach))
+    if len(tree.discs) < 8:
+        brush.shade_spot(middle, tree.near, radius, 0.8 * tree.crown, brush.light.shadow)
+        return
+    for dx, dy, share in tree.discs[1:8]:
+        brush.shade_spot(
+            middle + dx * radius,
+            tree.near + dy * tree.crown,
+            1.2 * share * radius,
+            share * tree.crown,
+            0.6 * brush.light.shadow,
+        )
 
 
 def paint_building(brush: Brush, house: Building) -> None:
@@ -167,9 +217,10 @@ def _paint_roof(brush: Brush, house: Building, along: float) -> None:
     near, far, wall, height = house.near, house.far, house.wall, house.height
     middle = 0.5 * (near + far)
     point = brush.camera.point
-    if house.roof_height == 0.0:
+    rise, inset = house.roof_height, house.side * 0.4 * house.roof_height
+    # Seen from below, a wall that is high and near hides its roof.
+    if rise == 0.0 or rise * abs(wall) < 1.15 * abs(inset) * (height - brush.camera.height):
         return
-    rise, inset = house.roof_height, house.side * 0.45 * house.roof_height
     color = brush.lit(house.roof, along, middle)
     eaves = wall - house.side * 0.25
     top_near = point(wall + inset, height + rise, near + 0.3)
@@ -191,9 +242,12 @@ def _paint_roof(brush: Brush, house: Building, along: float) -> None:
         x = wall + 2.0 * inset
         stack = brush.lit(house.wall_color, 0.7 * along, z)
         brush.quad((x, x), (height, height + rise + 1.0), (z, z + 1.1), stack, Surface.ROOF)
+    low_near, low_far = point(eaves, height, near), point(eaves, height, far)
+    brush.canvas.polygon((low_near, low_far, top_far, top_near), color, Surface.ROOF)
+    # The underside of the eaves, which jut out over the wall.
     brush.canvas.polygon(
-        (point(eaves, height, near), point(eaves, height, far), top_far, top_near),
-        color,
+        (low_near, low_far, point(wall, height, far), point(wall, height, near)),
+        brush.lit(house.roof, 0.6 * along, middle),
         Surface.ROOF,
     )
 

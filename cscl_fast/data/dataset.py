@@ -24,7 +24,7 @@ from cscl_fast.data.classes import (
     published_classes,
     published_id_table,
 )
-from cscl_fast.data.config import PUBLISHED, DatasetConfig
+from cscl_fast.data.config import DEFAULT_SIZES, PUBLISHED, DatasetConfig
 from cscl_fast.data.decoding import Bytes, decode_first_channel, decode_image, decode_label
 from cscl_fast.data.errors import DataError
 from cscl_fast.data.layouts import Sample, list_samples
@@ -188,7 +188,8 @@ class SegmentationDataset(Dataset[SampleDict]):
             label = np.full_like(label, IGNORE)
         elif not self.training:
             label = transforms.resize_label(label, config.label_size)
-        return torch.from_numpy(image).permute(2, 0, 1), label
+        # Copies: tensors want arrays that may be written to.
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), np.array(label)
 
 
 def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -232,14 +233,14 @@ def open_dataset(config: DatasetConfig, *, training: bool, seed: int = 0) -> Seg
 
 
 def _open_scenes(config: DatasetConfig, *, training: bool, seed: int) -> SegmentationDataset:
-    from cscl_fast.scenes import SCENE_CLASSES
+    from cscl_fast.scenes import SCENE_CLASS_COLORS, SCENE_CLASS_NAMES
 
     first = 0 if config.split in ("", "train") else FIRST_EVALUATION_SCENE
     names = [
         f"{config.look}_{first + i:07d}"
         for i in range(min(config.count, config.limit or config.count))
     ]
-    classes = ClassList(tuple(SCENE_CLASSES.names), tuple(SCENE_CLASSES.colors))
+    classes = ClassList(SCENE_CLASS_NAMES, SCENE_CLASS_COLORS)
     return SegmentationDataset(
         config,
         classes,
@@ -257,9 +258,6 @@ def load_image(path: Path | str, config: DatasetConfig) -> Tensor:  # [3, H, W] 
     Raises:
         DataError: the file is missing, truncated or no image.
     """
-    size = config.resolved().size if config.kind == "scenes" or config.root else config.size
-    if size == "default":
-        size = None
-    assert not isinstance(size, str)
+    size = DEFAULT_SIZES[config.kind] if isinstance(config.size, str) else config.size
     image = transforms.resize_image(decode_image(Path(path)), size, config.interpolation)
     return transforms.normalise(image, config.normalisation)

@@ -167,5 +167,5 @@ def _check_low_byte_survives() -> None:
     if found != [[21, 3]]:
         raise RuntimeError(
             f"this Pillow ({Image.__version__}) decodes SYNTHIA's 16-bit labels [[21, 3]] as "
-            f"{found}; install a release between 11 and 13"
+            f"{found}; install a release between 10.3 and 13"
         )

@@ -199,26 +199,33 @@ def _name(path: Path, folder: Path, ending: str) -> str:
 
 
 def _only_listed(listing: Listing, file: Path) -> Listing:
-    """The samples that a text file names, by name, file name or any path that ends in it."""
+    """The samples that a text file names: by name, file name or a path that ends in either.
+
+    The first word of each line counts; so `images/00001.png 00001_label.png` names 00001.
+    """
     if not file.is_file():
         raise DataError(f"list file {file} is missing")
-    by_name = {sample.name.rsplit("/", 1)[-1]: sample for sample in listing.samples}
-    if len(by_name) < len(listing.samples):
-        by_name = {sample.name: sample for sample in listing.samples}
-    by_stem = {sample.image.stem: sample for sample in listing.samples}
-    kept: list[Sample] = []
+    known: dict[str, list[Sample]] = {}
+    for sample in listing.samples:
+        for key in {sample.name, sample.name.rsplit("/", 1)[-1], sample.image.stem}:
+            known.setdefault(key, []).append(sample)
+    kept: set[Sample] = set()
     missing: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
-        entry = line.split()[0] if line.split() else ""
-        if not entry:
+        if not line.strip():
             continue
-        last = entry.replace("\\", "/").rsplit("/", 1)[-1]
-        stem = last[: -len(Path(last).suffix)] if _is_image(last) else last
-        sample = by_name.get(entry) or by_name.get(stem) or by_stem.get(stem)
-        if sample is None:
+        entry = line.split()[0].replace("\\", "/")
+        if entry.lower().endswith(IMAGE_SUFFIXES):
+            entry = entry.rsplit(".", 1)[0]
+        matches = known.get(entry) or known.get(entry.rsplit("/", 1)[-1]) or []
+        if len(matches) > 1:
+            raise DataError(
+                f"{file} names {entry}, which may be {matches[0].name} or {matches[1].name}; "
+                "give the path below the images' folder"
+            )
+        kept.update(matches)
+        if not matches:
             missing.append(entry)
-        else:
-            kept.append(sample)
     if missing:
         raise DataError(
             f"{len(missing)} of the images that {file} names are missing: "
@@ -226,8 +233,4 @@ def _only_listed(listing: Listing, file: Path) -> Listing:
         )
     if not kept:
         raise DataError(f"list file {file} names no image")
-    return Listing(sorted(set(kept)), [])
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Listing(sorted(kept))

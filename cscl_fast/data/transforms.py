@@ -53,7 +53,7 @@ def resize_label(label: Bytes, size: Size | None) -> Bytes:  # [H, W] uint8
     """A label map at another size: the value of the pixel under each new pixel's centre."""
     if size is None or label.shape == tuple(size):
         return label
-    return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def normalise(

@@ -211,6 +211,8 @@ def open_dataset(config: DatasetConfig, *, training: bool, seed: int = 0) -> Seg
         DataError: a folder, a list or classes.json is missing or wrong; says what was expected.
     """
     config = config.resolved()
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it is 0 or more")
     if config.kind == "scenes":
         return _open_scenes(config, training=training, seed=seed)
     assert config.root is not None

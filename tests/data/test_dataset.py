@@ -176,7 +176,7 @@ def test_colour_and_blur_leave_clean_and_label_alone(folder) -> None:
         dataset = open_dataset(replace(folder, **change), training=True)
         samples = [dataset[(epoch, 0)] for epoch in range(10)]
         changed = [not torch.equal(s["image"], s["clean"]) for s in samples]
-        assert sum(changed) >= 6  # a blur of sigma 0.15 may round to nothing
+        assert sum(changed) >= 3  # a blur of sigma below 0.4 may round to nothing
         assert all(torch.equal(s["clean"], plain["image"]) for s in samples)
         assert all(torch.equal(s["label"], plain["label"]) for s in samples)
     evaluation = open_dataset(replace(folder, color_jitter=1.0, blur=1.0), training=False)[0]
@@ -301,5 +301,7 @@ def test_bad_files_in_the_middle_name_themselves(folder) -> None:
     ],
 )
 def test_values_that_cannot_work(folder, change, message) -> None:
+    with pytest.raises(ValueError, match="seed is -1; it is 0 or more"):
+        open_dataset(folder, training=True, seed=-1)
     with pytest.raises(ValueError, match=message):
         open_dataset(replace(folder, **change), training=True)

@@ -7,7 +7,7 @@ import pytest
 from data_writers import rows_of, save_image, save_label, save_png16, synthia_channels
 from PIL import Image
 
-from cscl_fast.data import DataError, image_size
+from cscl_fast.data import DataError, decoding, image_size
 from cscl_fast.data.decoding import decode_first_channel, decode_image, decode_label
 
 IDS = rows_of(list(range(23)), (9, 23))
@@ -26,6 +26,15 @@ def test_the_trap_is_real(tmp_path) -> None:
     assert values.dtype == np.uint8
     assert not values[..., 0].any()
     assert values[0, 0, 1] == 300 // 256
+
+
+def test_a_pillow_that_loses_the_low_byte_is_refused(tmp_path, monkeypatch) -> None:
+    """Instead of training on labels that are all 0; the self-test runs before the first file."""
+    monkeypatch.setattr(decoding, "_LOW_BYTE", {"RGB;16B": "RGB;16B"})
+    decoding._check_low_byte_survives.cache_clear()
+    save_png16(tmp_path / "x.png", synthia_channels(IDS))
+    with pytest.raises(RuntimeError, match=r"decodes SYNTHIA's 16-bit labels .* as \[\[0, 0\]\]"):
+        decode_first_channel(tmp_path / "x.png")
 
 
 def test_other_forms_of_synthia_labels(tmp_path) -> None:

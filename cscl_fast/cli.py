@@ -1,0 +1,191 @@
+"""From preset, configuration file and command line to one checked `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tyro
+import yaml
+
+from cscl_fast.config import Config, ConfigError
+from cscl_fast.presets import PRESETS, preset
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration of a run: preset < configuration file < command line.
+
+    Raises:
+        ConfigError: an unknown key (the nearest valid one is named), a value that cannot work.
+        SystemExit: `--help`, or an argument of the wrong type (the message names it).
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    resume = _peek(arguments, "resume")
+    if resume is not None:
+        file = Path(resume) / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"resume is {resume}; there is no {file}: it is not a run folder")
+        arguments = ["--config", str(file), *arguments]
+    from_file = _peek(arguments, "config")
+    entries = read_yaml(Path(from_file)) if from_file is not None else {}
+    name = _peek(arguments, "preset") or entries.get("preset", "demo")
+    if name not in PRESETS:
+        raise ConfigError(_unknown("preset", str(name), list(PRESETS)))
+    known_options(arguments, Config)
+    base = preset(name)
+    tokens = [
+        token for key, value in flatten(entries).items() for token in _as_arguments(key, value)
+    ]
+    config = tyro.cli(
+        Config,
+        args=[*tokens, *_join_repeated(arguments)],
+        default=base,
+        prog="python -m cscl_fast.train",
+    )
+    if resume is not None:
+        config.run = Path(resume)
+    config.validate()
+    for section in ("source", "target", "evaluation"):
+        try:
+            getattr(config, section).validate()
+        except ValueError as error:
+            raise ConfigError(f"{section}.{error}") from error
+    return config
+
+
+def known_options(arguments: Sequence[str], kind: Any) -> None:
+    """Refuse an option that is no key of this configuration; the nearest one is named."""
+    known = keys_of(kind)
+    for argument in arguments:
+        _require_known(argument, known)
+
+
+def peek_positional(arguments: Sequence[str]) -> str | None:
+    """The first argument, if it is not an option."""
+    return arguments[0] if arguments and not arguments[0].startswith("-") else None
+
+
+def keys_of(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a (nested) configuration dataclass, with its type."""
+    hints = get_type_hints(kind)
+    keys: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys |= keys_of(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            keys[f"{prefix}{field.name}"] = hints[field.name]
+    return keys
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as nested dictionaries, its keys checked.
+
+    Raises:
+        ConfigError: the file is missing or not a mapping, or a key is unknown.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config is {path}; there is no such file")
+    try:
+        entries = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{path} holds a {type(entries).__name__}; it needs keys and values")
+    known = keys_of(Config)
+    for key in flatten(entries):
+        if key not in known:
+            raise ConfigError(f"{path}: {_unknown('key', key, list(known))}")
+    return entries
+
+
+def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in entries.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration; `--config` reads it back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    entries = plain(dataclasses.asdict(config))
+    for key in ("config", "resume", "overwrite"):
+        entries.pop(key)
+    return yaml.safe_dump(entries, sort_keys=False)
+
+
+def _peek(arguments: Sequence[str], name: str) -> str | None:
+    """The last value of `--name` before tyro sees the arguments."""
+    found = None
+    for i, argument in enumerate(arguments):
+        if argument == f"--{name}" and i + 1 < len(arguments):
+            found = arguments[i + 1]
+        elif argument.startswith(f"--{name}="):
+            found = argument.split("=", 1)[1]
+    return found
+
+
+def _require_known(argument: str, known: dict[str, Any]) -> None:
+    if not argument.startswith("--") or argument in ("--", "--help"):
+        return
+    key = argument[2:].split("=", 1)[0].replace("-", "_")
+    parts = key.rsplit(".", 1)
+    positive = key
+    if parts[-1].startswith("no_"):
+        positive = ".".join([*parts[:-1], parts[-1][3:]])
+    if key not in known and positive not in known:
+        raise ConfigError(_unknown("key", key, list(known)))
+
+
+def _unknown(what: str, got: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(got, valid, n=1, cutoff=0.0)
+    if "." not in got:  # somebody may have left the section out: adaptation.gamma for gamma
+        tails = [v for v in valid if v.rsplit(".", 1)[-1] == got]
+        near = tails[:1] or near
+    return f"unknown {what} '{got}'; the nearest valid one is '{near[0]}'"
+
+
+def _as_arguments(key: str, value: Any) -> list[str]:
+    """A value of a configuration file as the command line writes it."""
+    section, _, name = key.rpartition(".")
+    dotted = f"{section}.{name}" if section else name
+    if isinstance(value, bool):
+        negative = f"{section}.no-{name}" if section else f"no-{name}"
+        return [f"--{dotted if value else negative}".replace("_", "-")]
+    option = f"--{dotted}".replace("_", "-")
+    if isinstance(value, list | tuple):
+        return [option, *(str(v) for v in value)]
+    return [option, "None" if value is None else str(value)]
+
+
+def _join_repeated(arguments: list[str]) -> list[str]:
+    """`--without a --without b` means both, as a person would expect."""
+    parts: list[str] = []
+    rest: list[str] = []
+    i = 0
+    while i < len(arguments):
+        if arguments[i].startswith("--without="):
+            parts.append(arguments[i].split("=", 1)[1])
+            i += 1
+        elif arguments[i] == "--without":
+            i += 1
+            while i < len(arguments) and not arguments[i].startswith("--"):
+                parts.append(arguments[i])
+                i += 1
+        else:
+            rest.append(arguments[i])
+            i += 1
+    return [*rest, "--without", *dict.fromkeys(parts)] if parts else rest

@@ -1,0 +1,85 @@
+"""`python -m cscl_fast.evaluate CHECKPOINT`: IoU by class of a checkpoint on a data set."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from cscl_fast.cli import known_options, peek_positional
+from cscl_fast.config import ConfigError
+from cscl_fast.data import DataError, DatasetConfig, check_dataset, make_loader, open_dataset
+from cscl_fast.data.classes import require_same_classes
+from cscl_fast.trained import load_trained
+from cscl_fast.trainer.checkpoint import CheckpointError
+from cscl_fast.trainer.evaluation import Score, evaluate, table
+from cscl_fast.trainer.run import choose_device
+
+
+@dataclass
+class EvaluateConfig:
+    """Score a checkpoint. The data set defaults to the one its run was evaluated on."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A checkpoint of this package, such as runs/demo-seed0/checkpoints/last.pt."""
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    batch_size: int = 4
+    csv: Path | None = None
+    """Write IoU by class here; None: beside the checkpoint, as CHECKPOINT.evaluation.csv."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+
+def score_checkpoint(config: EvaluateConfig) -> Score:
+    """Score `config.checkpoint` on `config.data` and write the CSV."""
+    device = choose_device(config.device)
+    trained = load_trained(config.checkpoint, device)
+    dataset = open_dataset(config.data, training=False)
+    report = check_dataset(dataset)
+    print(report)
+    report.raise_if_bad()
+    require_same_classes(trained.classes, dataset.classes)
+
+    def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
+        for sample in make_loader(dataset, config.batch_size, drop_last=False):
+            images = sample["clean"].to(device).contiguous(memory_format=torch.channels_last)
+            yield images, list(sample["label"])
+
+    score = evaluate(trained.model, batches(), trained.classes)
+    path = config.csv or config.checkpoint.with_suffix(".evaluation.csv")
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "iou_percent"])
+        writer.writerows([name, f"{value:.3f}"] for name, value in score.row().items())
+    print(table({config.checkpoint.name: score}))
+    print(f"written to {path}")
+    return score
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        known_options(arguments, EvaluateConfig)
+        path = peek_positional(arguments)
+        prog = "python -m cscl_fast.evaluate"
+        if path is None:
+            score_checkpoint(tyro.cli(EvaluateConfig, args=arguments, prog=prog))
+            return 0
+        data = load_trained(Path(path), torch.device("cpu")).data
+        default = EvaluateConfig(Path(path), data)
+        score_checkpoint(tyro.cli(EvaluateConfig, args=arguments, default=default, prog=prog))
+    except (CheckpointError, ConfigError, DataError, ValueError) as error:
+        print(f"cscl_fast.evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The presets: values of `Config`, chosen with `--preset NAME`."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from cscl_fast.config import (
+    AdaptationConfig,
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    PresetName,
+    WarmupConfig,
+)
+from cscl_fast.data.config import DatasetConfig
+
+
+def _demo() -> Config:
+    """Two drawn worlds at 96×192: minutes on two CPU cores, nothing to download."""
+    scenes = DatasetConfig(kind="scenes", size=(96, 192), cache="ram")
+    return Config(
+        preset="demo",
+        model=ModelConfig(architecture="deeplabv2-resnet18", init="none"),
+        source=replace(scenes, look="synthetic"),
+        target=replace(scenes, look="real", use_labels=False, color_jitter=0.3, blur=0.3),
+        evaluation=replace(scenes, look="real", count=60, split="val"),
+        optimizer=OptimizerConfig(classifier_factor=2.0),
+        warmup=WarmupConfig(steps=300, batch_size=8, learning_rate=1e-2),
+        adaptation=AdaptationConfig(
+            epochs=4, steps=60, batch_size=4, learning_rate=4e-3, ema_decay=0.97, bn_batches=60
+        ),
+        evaluation_batch=8,
+        save_every=100,
+    )
+
+
+def _small() -> Config:
+    """One's own data from scratch with ResNet-18 at 180×240: an hour or two on two CPU cores."""
+    folder = DatasetConfig(kind="folder", root=Path("data"), size=(180, 240), cache="ram")
+    return Config(
+        preset="small",
+        model=ModelConfig(architecture="deeplabv2-resnet18", init="none"),
+        source=replace(folder, root=Path("data/source")),
+        target=replace(folder, root=Path("data/target"), use_labels=False),
+        evaluation=replace(folder, root=Path("data/target"), split="val"),
+        optimizer=OptimizerConfig(classifier_factor=2.0),
+        warmup=WarmupConfig(steps=4000, batch_size=4, learning_rate=1e-2),
+        adaptation=AdaptationConfig(
+            epochs=4, steps=200, batch_size=3, learning_rate=2e-3, ema_decay=0.99
+        ),
+    )
+
+
+def _published(
+    name: PresetName, source: DatasetConfig, target: DatasetConfig, evaluation: DatasetConfig
+) -> Config:
+    """The paper's settings: ResNet-101 from ImageNet, batch 1, SGD 2.5e-4."""
+    return Config(preset=name, source=source, target=target, evaluation=evaluation, save_every=1000)
+
+
+def _cityscapes(split: str, classes: int, *, labels: bool) -> DatasetConfig:
+    return DatasetConfig(
+        kind="cityscapes",
+        root=Path("data/cityscapes"),
+        split=split,
+        size=(512, 1024),
+        classes=classes,
+        use_labels=labels,
+    )
+
+
+def _nthu(city: str) -> Config:
+    target = DatasetConfig(
+        kind="nthu", root=Path("data/nthu"), city=city.capitalize(), size=(512, 1024), classes=13
+    )
+    return _published(
+        f"cityscapes-{city}",  # type: ignore[arg-type]
+        _cityscapes("train", 13, labels=True),
+        replace(target, split="train", use_labels=False),
+        replace(target, split="test"),
+    )
+
+
+def _synthetic_to_cityscapes(
+    name: PresetName, kind: str, size: tuple[int, int], classes: int
+) -> Config:
+    source = DatasetConfig(
+        kind=kind,  # type: ignore[arg-type]
+        root=Path("data") / kind,
+        size=size,
+        classes=classes,
+    )
+    return _published(
+        name,
+        source,
+        _cityscapes("train", classes, labels=False),
+        _cityscapes("val", classes, labels=True),
+    )
+
+
+PRESETS: dict[str, Config] = {
+    "demo": _demo(),
+    "small": _small(),
+    "gta5-cityscapes": _synthetic_to_cityscapes("gta5-cityscapes", "gta5", (720, 1280), 19),
+    "synthia-cityscapes": _synthetic_to_cityscapes(
+        "synthia-cityscapes", "synthia", (760, 1280), 16
+    ),
+    **{f"cityscapes-{city}": _nthu(city) for city in ("rome", "rio", "tokyo", "taipei")},
+}
+
+
+def preset(name: str) -> Config:
+    """A fresh copy of a preset."""
+    return deepcopy(PRESETS[name])

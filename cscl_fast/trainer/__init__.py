@@ -1,0 +1,1 @@
+"""Training: the method, its schedules, and the run around them."""

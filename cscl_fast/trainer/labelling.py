@@ -1,0 +1,181 @@
+"""Who gives the pseudo-labels of the target, and with which thresholds (Algorithm 1, Eq. 8–10)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cscl_fast import ops
+from cscl_fast.config import AdaptationConfig
+from cscl_fast.models import SegmentationModel
+from cscl_fast.models.average import WeightAverage
+
+
+@dataclass
+class PseudoLabels:
+    """ŷ of one target batch: solved on the grid of the features, and again inside the loss."""
+
+    logits: Tensor  # [B, K, h, w] of the label network
+    thresholds: Tensor | None  # [K] float32; None: the hard argmax labels of every pixel
+    gamma: float
+    size: tuple[int, int]  # (H, W) of the images, where the loss is evaluated
+    soft: Tensor  # [B, K, h, w] on the grid of F, zeros where rejected
+    hard: Tensor  # [B, h, w] int64 on the grid of F, 255 where rejected
+
+    @property
+    def kept(self) -> Tensor:
+        """Share of the locations that carry a label."""
+        return (self.hard != 255).float().mean()
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The self-training loss (second term of Eq. 7) of these logits [B, K, h, w]."""
+        if self.thresholds is None:
+            full = upsampled_argmax(self.logits, self.size)
+            return ops.upsampled_cross_entropy(logits, full)
+        return ops.pseudo_label_loss(
+            logits, self.thresholds, self.gamma, label_logits=self.logits, size=self.size
+        )
+
+
+def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class indices [B, H, W] int64 of bilinearly upsampled logits [B, K, h, w]."""
+    if logits.shape[-2:] != tuple(size):
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits.argmax(1)
+
+
+def image_size(images: Tensor) -> tuple[int, int]:
+    """(H, W) of a tensor [..., H, W]."""
+    return images.shape[-2], images.shape[-1]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; the mode from before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+class Labeller:
+    """The label network and its thresholds.
+
+    `labels="snapshot"`: a copy of the network, made when an epoch's thresholds are computed;
+    `"ema"`: the averaged weights; `"live"`: the network being trained, in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        average: WeightAverage,
+        config: AdaptationConfig,
+        num_classes: int,
+        *,
+        selects: bool = True,
+    ) -> None:
+        self.config = config
+        self.selects = selects
+        self.trained = model
+        self.average = average
+        self.snapshot = (
+            copy.deepcopy(model).eval().requires_grad_(False)
+            if config.labels == "snapshot"
+            else None
+        )
+        device = next(model.parameters()).device
+        self.num_classes = num_classes
+        self.thresholds = torch.ones(num_classes, device=device)
+        self.portion = config.portion
+        # Online: the window that is being filled and the one before it.
+        self.window = ops.ClassThresholds(num_classes, device=device)
+        self.previous = ops.ClassThresholds(num_classes, device=device)
+        self.filled = 0
+
+    @property
+    def network(self) -> nn.Module:
+        if self.config.labels == "snapshot":
+            assert self.snapshot is not None
+            return self.snapshot
+        return self.average.module if self.config.labels == "ema" else self.trained
+
+    def begin_epoch(self, epoch: int, batches: Iterable[Tensor]) -> Tensor:
+        """Algorithm 1: new thresholds [K] from a pass over the target images `batches`.
+
+        S_A grows with the epoch; a snapshot is taken first, so that labels and thresholds come
+        from the same network. Online thresholds begin from the same pass.
+        """
+        config = self.config
+        self.portion = min(config.portion + config.portion_step * epoch, config.portion_max)
+        if self.snapshot is not None:
+            self.snapshot.load_state_dict(self.trained.state_dict())
+        if not self.selects:
+            return self.thresholds
+        if config.thresholds == "epoch" or epoch == 0:
+            collected = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
+            network = self.network
+            with evaluating(network):
+                for images in batches:
+                    collected.update(network(images), size=image_size(images))
+            self.thresholds = collected.compute(self.portion)
+            self.previous = collected
+        return self.thresholds
+
+    def label(self, clean: Tensor, grid: tuple[int, int] | None = None) -> PseudoLabels:
+        """Pseudo-labels of target images [B, 3, H, W]; `grid`: (h, w) of the features F."""
+        network = self.network
+        size = image_size(clean)
+        with evaluating(network):
+            logits = network(clean)
+            at_features = logits
+            if grid is not None and logits.shape[-2:] != grid:
+                at_features = F.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
+            if not self.selects:
+                hard = at_features.argmax(1)
+                soft = F.one_hot(hard, logits.shape[1]).permute(0, 3, 1, 2).to(logits.dtype)
+                return PseudoLabels(logits, None, self.config.gamma, size, soft, hard)
+            if self.config.thresholds == "online":
+                self._advance(logits, size)
+            soft, hard = ops.soft_pseudo_labels(at_features, self.thresholds, self.config.gamma)
+        return PseudoLabels(logits, self.thresholds, self.config.gamma, size, soft, hard)
+
+    def _advance(self, logits: Tensor, size: tuple[int, int]) -> None:
+        """Online thresholds: the histogram of the last `online_window` steps, or up to two."""
+        self.window.update(logits, size=size)
+        self.filled += 1
+        merged = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
+        merged.merge(self.previous)
+        merged.merge(self.window)
+        self.thresholds = merged.compute(self.portion)
+        if self.filled >= self.config.online_window:
+            self.previous, self.filled = self.window, 0
+            self.window = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "thresholds": self.thresholds,
+            "portion": self.portion,
+            "snapshot": None if self.snapshot is None else self.snapshot.state_dict(),
+            "window": self.window.state_dict(),
+            "previous": self.previous.state_dict(),
+            "filled": self.filled,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.thresholds = state["thresholds"].to(self.thresholds.device)
+        self.portion = state["portion"]
+        if self.snapshot is not None:
+            self.snapshot.load_state_dict(state["snapshot"])
+        self.window.load_state_dict(state["window"])
+        self.previous.load_state_dict(state["previous"])
+        self.filled = state["filled"]

@@ -72,7 +72,7 @@ def paint_pole(brush: Brush, pole: Pole) -> None:
     light = brush.light.front
     scale = camera.scale(z)
     # Never thinner than a pixel of the finished picture: thin, but there.
-    half = max(pole.radius * scale, 0.6 * OVERSAMPLING)
+    half = max(pole.radius * scale, 0.7 * OVERSAMPLING)
     u, foot = camera.point(pole.x, base, z)
     top = foot - pole.height * scale
     color = brush.lit(pole.color, light, z)
@@ -241,7 +241,7 @@ def paint_car(brush: Brush, car: Car) -> None:
     )
     shoulder = brush.lit(car.color, 0.86 * light.front, near)
     brush.quad((left, right), (0.3, high), (near, near), shoulder, Surface.CAR)
-    canvas.polygon(face, body)
+    canvas.polygon(face, body, Surface.CAR)
     _paint_face(brush, car, (left, right), belt, detailed)
 
 

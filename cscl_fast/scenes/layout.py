@@ -373,15 +373,15 @@ def _plan_pole(rng: Random, look: Look, side: int, line: float, z: float) -> Pol
     color = vary(rng, rng.choice(look.poles), look.color_spread)
     if rng.random() < look.sign:
         if rng.random() < 0.35:
-            return Pole(line, z, 3.1, 0.08, color, "light", lamp=rng.randrange(3))
+            return Pole(line, z, 3.1, 0.09, color, "light", lamp=rng.randrange(3))
         shape = rng.choice(("disc", "triangle", "square", "blue", "stop"))
         return Pole(
-            line, z, rng.uniform(2.7, 3.2), 0.06, color, "sign", shape=shape,
+            line, z, rng.uniform(2.7, 3.2), 0.075, color, "sign", shape=shape,
             plates=1 + (rng.random() < 0.3),
         )  # fmt: skip
     kind = "lamp" if rng.random() < 0.75 else "plain"
     return Pole(
-        line, z, rng.uniform(5.5, 7.5), 0.11, color, kind, arm=-side * rng.uniform(1.2, 2.2)
+        line, z, rng.uniform(5.5, 7.5), 0.13, color, kind, arm=-side * rng.uniform(1.2, 2.2)
     )
 
 
@@ -418,7 +418,7 @@ def _plan_people(rng: Random, look: Look, street: Street, layout: Layout) -> Non
         side = rng.choice((-1, 1))
         wall = street.wall(side)
         edge = street.left if side < 0 else street.right
-        near = rng.uniform(6.0, 40.0)
+        near = rng.uniform(5.0, 30.0)
         x = rng.uniform(edge + 0.3 * side, wall - 0.3 * side)
         if street.crossing is not None and rng.random() < 0.4:
             x, near = (

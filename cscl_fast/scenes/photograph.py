@@ -18,52 +18,52 @@ def _table(values: dict[Surface, float]) -> np.ndarray:
 # Relative amplitude of each texture, by surface.
 _GRAIN = _table(
     {
-        Surface.SKY: 0.004,
-        Surface.ROAD: 0.03,
-        Surface.MARKING: 0.03,
-        Surface.PAVEMENT: 0.035,
-        Surface.KERB: 0.03,
-        Surface.PLASTER: 0.03,
-        Surface.BRICK: 0.06,
-        Surface.CONCRETE: 0.035,
-        Surface.ROOF: 0.08,
-        Surface.WINDOW: 0.06,
-        Surface.FENCE: 0.09,
-        Surface.POLE: 0.05,
-        Surface.SIGN: 0.03,
-        Surface.FOLIAGE: 0.16,
-        Surface.GRASS: 0.1,
-        Surface.TRUNK: 0.12,
-        Surface.PERSON: 0.07,
-        Surface.CAR: 0.03,
+        Surface.SKY: 0.0028,
+        Surface.ROAD: 0.021,
+        Surface.MARKING: 0.021,
+        Surface.PAVEMENT: 0.0245,
+        Surface.KERB: 0.021,
+        Surface.PLASTER: 0.021,
+        Surface.BRICK: 0.042,
+        Surface.CONCRETE: 0.0245,
+        Surface.ROOF: 0.056,
+        Surface.WINDOW: 0.042,
+        Surface.FENCE: 0.063,
+        Surface.POLE: 0.035,
+        Surface.SIGN: 0.021,
+        Surface.FOLIAGE: 0.112,
+        Surface.GRASS: 0.07,
+        Surface.TRUNK: 0.084,
+        Surface.PERSON: 0.049,
+        Surface.CAR: 0.021,
     }
 )
 _STAINS = _table(
     {
-        Surface.SKY: 0.16,
-        Surface.ROAD: 0.10,
-        Surface.MARKING: 0.12,
-        Surface.PAVEMENT: 0.14,
-        Surface.KERB: 0.1,
-        Surface.PLASTER: 0.16,
-        Surface.BRICK: 0.14,
-        Surface.CONCRETE: 0.18,
-        Surface.ROOF: 0.16,
-        Surface.WINDOW: 0.3,
-        Surface.FENCE: 0.15,
-        Surface.POLE: 0.08,
-        Surface.FOLIAGE: 0.3,
-        Surface.GRASS: 0.22,
-        Surface.CAR: 0.18,
-        Surface.PERSON: 0.1,
+        Surface.SKY: 0.07,
+        Surface.ROAD: 0.065,
+        Surface.MARKING: 0.078,
+        Surface.PAVEMENT: 0.091,
+        Surface.KERB: 0.065,
+        Surface.PLASTER: 0.104,
+        Surface.BRICK: 0.091,
+        Surface.CONCRETE: 0.117,
+        Surface.ROOF: 0.104,
+        Surface.WINDOW: 0.195,
+        Surface.FENCE: 0.0975,
+        Surface.POLE: 0.052,
+        Surface.FOLIAGE: 0.195,
+        Surface.GRASS: 0.143,
+        Surface.CAR: 0.117,
+        Surface.PERSON: 0.065,
     }
 )
 _ASPHALT = _table(
-    {Surface.ROAD: 0.09, Surface.MARKING: 0.09, Surface.PAVEMENT: 0.05, Surface.GRASS: 0.15}
+    {Surface.ROAD: 0.0675, Surface.MARKING: 0.0675, Surface.PAVEMENT: 0.0375, Surface.GRASS: 0.112}
 )
-_LEAVES = _table({Surface.FOLIAGE: 0.3, Surface.GRASS: 0.12})
+_LEAVES = _table({Surface.FOLIAGE: 0.24, Surface.GRASS: 0.096})
 _SLABS = _table({Surface.PAVEMENT: 0.2})
-_COURSES = _table({Surface.BRICK: 0.24, Surface.CONCRETE: 0.05})
+_COURSES = _table({Surface.BRICK: 0.168, Surface.CONCRETE: 0.035})
 
 
 def photograph(
@@ -86,7 +86,7 @@ def photograph(
     exposure = _exposure(height, width, rng)
     gain = 1.0 + 0.07 * (2.0 * rng.random(3, dtype=np.float32) - 1.0)
     # The camera meters the scene, so that dusk is dark but never black.
-    metered = np.float32((104.0 / max(float(image.mean()), 20.0)) ** 0.6)
+    metered = np.float32((104.0 / max(float(image.mean()), 20.0)) ** 0.75)
     picture = image * (metered * texture * exposure)[:, :, None]
     picture *= gain
     picture = _tone(picture, rng)
@@ -151,7 +151,7 @@ def _exposure(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 def _tone(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Contrast, saturation and a veil of stray light; in place, clipped to [0, 255]."""
     gray = picture.mean(axis=2, keepdims=True)
-    saturation = np.float32(rng.uniform(0.7, 1.0))
+    saturation = np.float32(rng.uniform(0.75, 1.05))
     picture *= saturation
     picture += (1.0 - saturation) * gray
     contrast = np.float32(rng.uniform(0.85, 1.15))
@@ -173,7 +173,7 @@ def _lens(picture: Image.Image, unit: float, rng: np.random.Generator) -> Image.
 def _sensor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Noise of the sensor and the artefacts of a JPEG file."""
     height, width, _ = picture.shape
-    amplitude = rng.uniform(2.0, 6.0)
+    amplitude = rng.uniform(1.5, 4.5)
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8).astype(np.float32)
     noise -= 127.5
     noise *= np.float32(amplitude / 74.0)

@@ -141,7 +141,7 @@ class Canvas:
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """The picture [H, W, 3] uint8 and the surface codes [H, W] uint8 at the scene's size."""
-        image = np.asarray(self.picture.reduce(OVERSAMPLING))
+        image = np.array(self.picture.reduce(OVERSAMPLING))
         surfaces = np.asarray(self.surfaces)[1::OVERSAMPLING, 1::OVERSAMPLING]
         return image, np.ascontiguousarray(surfaces)
 

@@ -18,44 +18,44 @@ def _table(values: dict[Surface, float]) -> np.ndarray:
 # Relative amplitude of each texture, by surface.
 _GRAIN = _table(
     {
-        Surface.SKY: 0.0028,
-        Surface.ROAD: 0.021,
-        Surface.MARKING: 0.021,
-        Surface.PAVEMENT: 0.0245,
-        Surface.KERB: 0.021,
-        Surface.PLASTER: 0.021,
-        Surface.BRICK: 0.042,
-        Surface.CONCRETE: 0.0245,
-        Surface.ROOF: 0.056,
-        Surface.WINDOW: 0.042,
-        Surface.FENCE: 0.063,
-        Surface.POLE: 0.035,
-        Surface.SIGN: 0.021,
-        Surface.FOLIAGE: 0.112,
-        Surface.GRASS: 0.07,
-        Surface.TRUNK: 0.084,
-        Surface.PERSON: 0.049,
-        Surface.CAR: 0.021,
+        Surface.SKY: 0.0022,
+        Surface.ROAD: 0.017,
+        Surface.MARKING: 0.017,
+        Surface.PAVEMENT: 0.02,
+        Surface.KERB: 0.017,
+        Surface.PLASTER: 0.017,
+        Surface.BRICK: 0.034,
+        Surface.CONCRETE: 0.02,
+        Surface.ROOF: 0.045,
+        Surface.WINDOW: 0.034,
+        Surface.FENCE: 0.05,
+        Surface.POLE: 0.028,
+        Surface.SIGN: 0.017,
+        Surface.FOLIAGE: 0.09,
+        Surface.GRASS: 0.056,
+        Surface.TRUNK: 0.067,
+        Surface.PERSON: 0.039,
+        Surface.CAR: 0.017,
     }
 )
 _STAINS = _table(
     {
-        Surface.SKY: 0.07,
-        Surface.ROAD: 0.065,
-        Surface.MARKING: 0.078,
-        Surface.PAVEMENT: 0.091,
-        Surface.KERB: 0.065,
-        Surface.PLASTER: 0.104,
-        Surface.BRICK: 0.091,
-        Surface.CONCRETE: 0.117,
-        Surface.ROOF: 0.104,
-        Surface.WINDOW: 0.195,
-        Surface.FENCE: 0.0975,
-        Surface.POLE: 0.052,
-        Surface.FOLIAGE: 0.195,
-        Surface.GRASS: 0.143,
-        Surface.CAR: 0.117,
-        Surface.PERSON: 0.065,
+        Surface.SKY: 0.06,
+        Surface.ROAD: 0.055,
+        Surface.MARKING: 0.066,
+        Surface.PAVEMENT: 0.077,
+        Surface.KERB: 0.055,
+        Surface.PLASTER: 0.088,
+        Surface.BRICK: 0.077,
+        Surface.CONCRETE: 0.099,
+        Surface.ROOF: 0.088,
+        Surface.WINDOW: 0.17,
+        Surface.FENCE: 0.083,
+        Surface.POLE: 0.044,
+        Surface.FOLIAGE: 0.17,
+        Surface.GRASS: 0.12,
+        Surface.CAR: 0.099,
+        Surface.PERSON: 0.055,
     }
 )
 _ASPHALT = _table(
@@ -173,7 +173,7 @@ def _lens(picture: Image.Image, unit: float, rng: np.random.Generator) -> Image.
 def _sensor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Noise of the sensor and the artefacts of a JPEG file."""
     height, width, _ = picture.shape
-    amplitude = rng.uniform(1.5, 4.5)
+    amplitude = rng.uniform(1.0, 3.5)
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8).astype(np.float32)
     noise -= 127.5
     noise *= np.float32(amplitude / 74.0)

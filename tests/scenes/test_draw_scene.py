@@ -72,6 +72,8 @@ def test_sizes_and_types(look, size):
     assert label.max() < NUM_CLASSES
     assert image.flags.c_contiguous
     assert label.flags.c_contiguous
+    assert image.flags.writeable  # torch.from_numpy warns otherwise
+    assert label.flags.writeable
 
 
 @pytest.mark.parametrize("look", LOOKS)

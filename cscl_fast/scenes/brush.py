@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from random import Random
 
 from .canvas import Camera, Canvas, Color, Point
-from .layout import Layout
 from .surfaces import Surface
+from .things import Layout
 
 # Pavements lie this much above the road.
 KERB_HEIGHT = 0.12

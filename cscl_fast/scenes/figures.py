@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .brush import Brush
 from .canvas import OVERSAMPLING, Color, Point
-from .layout import Car, Person, Pole, Tree
 from .surfaces import Surface
+from .things import Car, Person, Pole, Tree
 
 _BLACK = (26, 26, 30)
 _GLASS = (70, 88, 104)

@@ -9,7 +9,7 @@ import numpy as np
 from .brush import Brush
 from .canvas import Canvas
 from .figures import paint_car, paint_person, paint_pole, paint_tree
-from .layout import Barrier, Building, Car, Person, Pole, Tree, plan_scene
+from .layout import plan_scene
 from .looks import LOOKS, LookName
 from .photograph import photograph
 from .streets import (
@@ -20,6 +20,7 @@ from .streets import (
     paint_sky,
     paint_skyline,
 )
+from .things import Barrier, Building, Car, Person, Pole, Tree
 
 _SMALLEST = 16
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from .brush import KERB_HEIGHT, Brush
 from .canvas import Color
-from .layout import FAR, NEAR, Barrier, Building, Pole, Skyline, Tree
 from .surfaces import Surface
+from .things import FAR, NEAR, Barrier, Building, Pole, Skyline, Tree
 
 # Depths (metres) at which a bent strip of ground has its corners.
 _DEPTHS = (NEAR, 4.0, 8.0, 13.0, 20.0, 30.0, 45.0, 65.0, FAR)

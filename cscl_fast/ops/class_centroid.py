@@ -34,5 +34,5 @@ def class_centroids(
     checks.check_num_classes(num_classes)
     checks.check_features(features)
     checks.check_labels_of_features(labels, features, num_classes)
-    backends.select("class_centroids", features)
+    backends.select("class_centroids", features, "features")
     return reference.class_centroids(features, labels, num_classes)

@@ -72,7 +72,7 @@ def symmetric_soft_divergence(
     checks.check_labels_of_features(
         target_soft_labels, target_features, num_classes, "target_soft_labels", "target_features"
     )
-    backends.select("symmetric_soft_divergence", source_features)
+    backends.select("symmetric_soft_divergence", source_features, "source_features")
     return reference.symmetric_soft_divergence(
         source_features,
         source_labels,

@@ -37,5 +37,5 @@ def transfer_reward(
     checks.check_same_shape("plain_logits", plain_logits, "gated_logits", gated_logits)
     checks.check_same_device("plain_logits", plain_logits, "gated_logits", gated_logits)
     checks.check_label_map(labels, gated_logits.shape[1], gated_logits, "gated_logits")
-    backends.select("transfer_reward", gated_logits)
+    backends.select("transfer_reward", gated_logits, "gated_logits")
     return reference.transfer_reward(gated_logits, plain_logits, labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def autocast_off(tensor: Tensor) -> torch.autocast:
+def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
     """Context in which autocast leaves the arithmetic alone, on this tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def image_groups(batch: int, elements_per_image: int) -> list[slice]:

@@ -65,7 +65,7 @@ def check_num_classes(num_classes: Any) -> None:
     """Refuse what is not an integer in 1..256."""
     if isinstance(num_classes, bool) or not isinstance(num_classes, (int, numbers.Integral)):
         raise TypeError(f"num_classes must be an integer; got {_type_name(num_classes)}")
-    if not 1 <= num_classes <= MAXIMUM_CLASSES:
+    if not 1 <= int(num_classes) <= MAXIMUM_CLASSES:
         raise ValueError(f"num_classes is {num_classes}; it must be in 1..{MAXIMUM_CLASSES}")
 
 

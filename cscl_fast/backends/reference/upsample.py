@@ -77,7 +77,7 @@ class _Resample(torch.autograd.Function):
         ctx.source = values.shape[ctx.axis]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         spread = _ResampleAdjoint.apply(gradient, ctx.axis, ctx.source, ctx.align_corners)
         return spread, None, None, None
 
@@ -97,7 +97,7 @@ class _ResampleAdjoint(torch.autograd.Function):
         ctx.output = gradient.shape[ctx.axis]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         spread = _Resample.apply(gradient, ctx.axis, ctx.output, ctx.align_corners)
         return spread, None, None, None
 

@@ -29,11 +29,16 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         file = Path(resume) / "config.yaml"
         if not file.is_file():
             raise ConfigError(f"resume is {resume}; there is no {file}: it is not a run folder")
+        if _peek(arguments, "config") is not None:
+            raise ConfigError(
+                "config and resume exclude each other: a run goes on with its own configuration; "
+                "give single keys on the command line to change them"
+            )
         arguments = ["--config", str(file), *arguments]
     from_file = _peek(arguments, "config")
     entries = read_yaml(Path(from_file)) if from_file is not None else {}
     name = _peek(arguments, "preset") or entries.get("preset", "demo")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(_unknown("preset", str(name), list(PRESETS)))
     known_options(arguments, Config)
     base = preset(name)
@@ -64,11 +69,6 @@ def known_options(arguments: Sequence[str], kind: Any) -> None:
         _require_known(argument, known)
 
 
-def peek_positional(arguments: Sequence[str]) -> str | None:
-    """The first argument, if it is not an option."""
-    return arguments[0] if arguments and not arguments[0].startswith("-") else None
-
-
 def keys_of(kind: Any, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of a (nested) configuration dataclass, with its type."""
     hints = get_type_hints(kind)
@@ -85,29 +85,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A configuration file as nested dictionaries, its keys checked.
 
     Raises:
-        ConfigError: the file is missing or not a mapping, or a key is unknown.
+        ConfigError: the file is missing or not a mapping, or a key is unknown or a section.
     """
     if not path.is_file():
         raise ConfigError(f"config is {path}; there is no such file")
     try:
-        entries = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(entries, dict):
         raise ConfigError(f"{path} holds a {type(entries).__name__}; it needs keys and values")
     known = keys_of(Config)
-    for key in flatten(entries):
+    for key, value in flatten(entries).items():
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            raise ConfigError(
+                f"{path}: {key} is {value!r}; it is a section with keys such as {inside[0]}"
+            )
         if key not in known:
             raise ConfigError(f"{path}: {_unknown('key', key, list(known))}")
     return entries
 
 
 def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Nested mappings as dotted keys; a section without any key is left out."""
+    sections = {field.name for field in dataclasses.fields(Config)} - set(keys_of(Config))
     flat: dict[str, Any] = {}
     for key, value in entries.items():
         name = f"{prefix}{key}".replace("-", "_")
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        elif value is not None or name not in sections:
+            flat[name] = value
     return flat
 
 
@@ -151,11 +160,12 @@ def _require_known(argument: str, known: dict[str, Any]) -> None:
 
 
 def _unknown(what: str, got: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(got, valid, n=1, cutoff=0.0)
-    if "." not in got:  # somebody may have left the section out: adaptation.gamma for gamma
-        tails = [v for v in valid if v.rsplit(".", 1)[-1] == got]
-        near = tails[:1] or near
-    return f"unknown {what} '{got}'; the nearest valid one is '{near[0]}'"
+    def likeness(candidate: str) -> float:
+        # Somebody may have left the section out: adaptation.gamma for gamma.
+        names = {candidate} if "." in got else {candidate, candidate.rsplit(".", 1)[-1]}
+        return max(difflib.SequenceMatcher(None, got, name).ratio() for name in names)
+
+    return f"unknown {what} '{got}'; the nearest valid one is '{max(valid, key=likeness)}'"
 
 
 def _as_arguments(key: str, value: Any) -> list[str]:
@@ -172,15 +182,18 @@ def _as_arguments(key: str, value: Any) -> list[str]:
 
 
 def _join_repeated(arguments: list[str]) -> list[str]:
-    """`--without a --without b` means both, as a person would expect."""
+    """`--without a --without b` means both; `--without` alone means none, whatever a file says."""
     parts: list[str] = []
+    given = False
     rest: list[str] = []
     i = 0
     while i < len(arguments):
         if arguments[i].startswith("--without="):
+            given = True
             parts.append(arguments[i].split("=", 1)[1])
             i += 1
         elif arguments[i] == "--without":
+            given = True
             i += 1
             while i < len(arguments) and not arguments[i].startswith("--"):
                 parts.append(arguments[i])
@@ -188,4 +201,4 @@ def _join_repeated(arguments: list[str]) -> list[str]:
         else:
             rest.append(arguments[i])
             i += 1
-    return [*rest, "--without", *dict.fromkeys(parts)] if parts else rest
+    return [*rest, "--without", *dict.fromkeys(parts)] if given else rest

@@ -44,7 +44,7 @@ class ModelConfig:
     init: str = "imagenet"
     """Weights to start from: imagenet, none, or the path of a checkpoint."""
     batchnorm_affine: Literal["auto", "frozen", "trained"] = "auto"
-    """Scale and shift of the batch normalisations; auto freezes them with pretrained weights."""
+    """Scale and shift of the batch normalisations; auto freezes them with init imagenet."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
-    """Weight decay of the encoder and the classifier."""
+    """Weight decay of the encoder and the classifier (Adam: as an L2 term, as SGD's)."""
     classifier_factor: float = 10.0
     """The classifier learns this many times faster than the encoder."""
     power: float = 0.9
@@ -124,7 +124,7 @@ class AdaptationConfig:
     bn: Literal["per-domain", "shared"] = "per-domain"
     """per-domain: source batches leave the running statistics alone, which are the target's."""
     bn_batches: int = 100
-    """Random target batches from which the statistics are estimated anew at the start."""
+    """Random target batches for new statistics at the start; 0 keeps the source's."""
     normalise: Literal["softmax", "l1"] = "softmax"
     """How a centroid becomes a distribution over its channels."""
     centroid_momentum: float = 0.0
@@ -213,7 +213,13 @@ class Config:
             "adaptation.bn_batches": a.bn_batches,
             "adaptation.discriminator_rate": a.discriminator_rate,
             "adaptation.transfer_rate": a.transfer_rate,
+            "adaptation.portion_step": a.portion_step,
+            **{f"adaptation.weights.{key}": value for key, value in vars(a.weights).items()},
             "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.classifier_factor": self.optimizer.classifier_factor,
+            "optimizer.power": self.optimizer.power,
+            "optimizer.clip_norm": self.optimizer.clip_norm,
+            "seed": self.seed,
             "evaluate_every": self.evaluate_every,
             "workers": self.workers,
             "threads": self.threads,
@@ -225,11 +231,18 @@ class Config:
         for key, share in (("portion", a.portion), ("portion_max", a.portion_max)):
             if not 0 < share <= 1:
                 raise ConfigError(f"adaptation.{key} is {share}; S_A is a share in (0, 1]")
-        if not 0 <= a.ema_decay < 1:
-            raise ConfigError(f"adaptation.ema_decay is {a.ema_decay}; it has to be in [0, 1)")
-        if not 0 <= a.centroid_momentum < 1:
+        below_one = {
+            "adaptation.ema_decay": a.ema_decay,
+            "adaptation.centroid_momentum": a.centroid_momentum,
+            "optimizer.momentum": self.optimizer.momentum,
+        }
+        for key, value in below_one.items():
+            if not 0 <= value < 1:
+                raise ConfigError(f"{key} is {value}; it has to be in [0, 1)")
+        strides = a.discriminator_strides
+        if strides is not None and any(stride not in (1, 2) for stride in strides):
             raise ConfigError(
-                f"adaptation.centroid_momentum is {a.centroid_momentum}; it has to be in [0, 1)"
+                f"adaptation.discriminator_strides is {strides}; each stride is 1 or 2"
             )
         if a.labels == "live" and a.thresholds != "online":
             raise ConfigError(

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from cscl_fast.cli import known_options, peek_positional
+from cscl_fast.cli import known_options
 from cscl_fast.config import ConfigError
 from cscl_fast.data import DataError, DatasetConfig, check_dataset, make_loader, open_dataset
 from cscl_fast.data.classes import require_same_classes
@@ -44,7 +44,7 @@ def score_checkpoint(config: EvaluateConfig) -> Score:
     dataset = open_dataset(config.data, training=False)
     report = check_dataset(dataset)
     print(report)
-    report.raise_if_bad()
+    report.raise_if_bad(need_labels=True)
     require_same_classes(trained.classes, dataset.classes)
 
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -67,15 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known_options(arguments, EvaluateConfig)
-        path = peek_positional(arguments)
         prog = "python -m cscl_fast.evaluate"
-        if path is None:
-            score_checkpoint(tyro.cli(EvaluateConfig, args=arguments, prog=prog))
-            return 0
-        data = load_trained(Path(path), torch.device("cpu")).data
-        default = EvaluateConfig(Path(path), data)
+        path = tyro.cli(EvaluateConfig, args=arguments, prog=prog).checkpoint
+        # Again, now with what the checkpoint was evaluated on as the default of every `data` key.
+        default = EvaluateConfig(path, load_trained(path, torch.device("cpu")).data)
         score_checkpoint(tyro.cli(EvaluateConfig, args=arguments, default=default, prog=prog))
-    except (CheckpointError, ConfigError, DataError, ValueError) as error:
+    except SystemExit as stop:  # --help, or an argument of the wrong type
+        return int(stop.code or 0)
+    except ConfigError as error:
+        print(f"cscl_fast.evaluate: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, DataError, OSError, ValueError) as error:
         print(f"cscl_fast.evaluate: {error}", file=sys.stderr)
         return 1
     return 0

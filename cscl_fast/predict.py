@@ -44,14 +44,18 @@ class PredictConfig:
 
 
 def predict(config: PredictConfig) -> list[Path]:
-    """Write the label maps and overlays; returns the label files, in the order of the images."""
+    """Write the label maps and overlays; returns the label files, in the order of the images.
+
+    Raises:
+        ConfigError: the opacity is not in [0, 1], or there is no such device.
+        CheckpointError: the checkpoint cannot be used.
+        DataError: no images, two whose label maps would have one name, or one that is unreadable.
+    """
+    if not 0 <= config.opacity <= 1:
+        raise ConfigError(f"opacity is {config.opacity}; it is between 0 and 1")
     device = choose_device(config.device)
     trained = load_trained(config.checkpoint, device)
-    if not config.images.is_dir():
-        raise DataError(f"images is {config.images}; there is no such folder")
-    paths = list_images(config.images)
-    if not paths:
-        raise DataError(f"no images in {config.images}")
+    paths = _images(config)
     written = []
     for path in track(paths, description="predicting", disable=not sys.stdout.isatty()):
         image = load_image(path, trained.data)[None].to(device)
@@ -76,12 +80,37 @@ def predict(config: PredictConfig) -> list[Path]:
     return written
 
 
+def _images(config: PredictConfig) -> list[Path]:
+    """The images, without what an earlier prediction wrote below them."""
+    own = [(config.out / part).resolve() for part in ("labels", "overlays")]
+    paths = [
+        path
+        for path in list_images(config.images)
+        if not any(path.resolve().is_relative_to(folder) for folder in own)
+    ]
+    if not paths:
+        raise DataError(f"{config.images} holds no images but those written by a prediction")
+    names: dict[Path, Path] = {}
+    for path in paths:
+        first = names.setdefault(path.with_suffix(""), path)
+        if first != path:
+            raise DataError(
+                f"{first} and {path} would both become {path.stem}.png; rename one of them"
+            )
+    return paths
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known_options(arguments, PredictConfig)
         predict(tyro.cli(PredictConfig, args=arguments, prog="python -m cscl_fast.predict"))
-    except (CheckpointError, ConfigError, DataError) as error:
+    except SystemExit as stop:  # --help, or an argument of the wrong type
+        return int(stop.code or 0)
+    except ConfigError as error:
+        print(f"cscl_fast.predict: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, DataError, OSError) as error:
         print(f"cscl_fast.predict: {error}", file=sys.stderr)
         return 1
     return 0

@@ -10,20 +10,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cscl_fast.cli import parse, to_yaml
+from cscl_fast.cli import parse
 from cscl_fast.config import Config, ConfigError
 from cscl_fast.data import DataError
 from cscl_fast.models.weights import WeightsError
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.interrupt import Interrupted
-from cscl_fast.trainer.run import DivergedError, Run
+from cscl_fast.trainer.run import DivergedError, Run, how_to_go_on
 
 
 def train(config: Config) -> dict[str, Score]:
     """Run one configuration; returns the score of every row of the final table."""
     config.validate()
-    if config.run is None:
+    if config.resume is not None:
+        config.run = config.resume
+    elif config.run is None:
         config.run = next_free(config.run_folder) if not config.overwrite else config.run_folder
     folder = config.run
     if (folder / "config.yaml").exists() and config.resume is None and not config.overwrite:
@@ -31,8 +33,6 @@ def train(config: Config) -> dict[str, Score]:
             f"there is a run in {folder} already: go on with it (--resume {folder}), "
             "start it again (--overwrite), or choose another folder (--run FOLDER)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
     return Run(config)()
 
 
@@ -43,15 +43,34 @@ def next_free(folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done; 1: data, weights, a checkpoint or a file failed; 2: configuration; 130: stopped."""
+    config = None
     try:
-        train(parse(arguments))
-    except (ConfigError, DataError, CheckpointError, DivergedError, WeightsError) as error:
+        config = parse(arguments)
+        train(config)
+    except SystemExit as stop:  # --help, or an argument of the wrong type
+        return int(stop.code or 0)
+    except ConfigError as error:
         print(f"cscl_fast.train: {error}", file=sys.stderr)
-        return 1 if not isinstance(error, ConfigError) else 2
+        return 2
+    except (DataError, CheckpointError, DivergedError, WeightsError, OSError) as error:
+        print(f"cscl_fast.train: {error}", file=sys.stderr)
+        return 1
     except Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr)
         return 130
+    except KeyboardInterrupt:  # not between two steps, or for the second time
+        print(f"\nInterrupted. {_what_is_saved(config)}", file=sys.stderr)
+        return 130
     return 0
+
+
+def _what_is_saved(config: Config | None) -> str:
+    if config is None or config.run is None:
+        return "Nothing was begun."
+    if not (config.run / "checkpoints" / "last.pt").exists():
+        return "Nothing is saved yet: begin again, with --overwrite in the same folder."
+    return f"Go on from the last checkpoint with:\n  {how_to_go_on(config.run)}"
 
 
 if __name__ == "__main__":

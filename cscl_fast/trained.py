@@ -26,18 +26,23 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     """Build the network of a checkpoint of this package and load its weights.
 
     Raises:
-        CheckpointError: the file is missing, torn, or not one of this package's checkpoints.
+        CheckpointError: the file is missing, torn, not one of this package's checkpoints, or its
+            weights do not fit the network that it names.
     """
     content = checkpoint.load(path)
-    model = build_model(content["architecture"], content["num_classes"])
-    model.load_state_dict(content["model"])
+    try:
+        model = build_model(content["architecture"], content["num_classes"])
+        model.load_state_dict(content["model"])
+        names, colors = content["classes"]["names"], content["classes"]["colors"]
+        classes = ClassList(tuple(names), tuple(tuple(c) for c in colors))
+        data = from_plain(content["data"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise checkpoint.CheckpointError(
+            f"{path} holds no network that can be built: {type(error).__name__}: {reason}"
+        ) from error
     model.to(device).to(memory_format=torch.channels_last)
-    names, colors = content["classes"]["names"], content["classes"]["colors"]
-    return Trained(
-        model.eval(),
-        ClassList(tuple(names), tuple(tuple(c) for c in colors)),
-        from_plain(content["data"]),
-    )
+    return Trained(model.eval(), classes, data)
 
 
 def to_plain(config: DatasetConfig) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class RunningCentroids(nn.Module):
         """Centroids [K, C] of one domain (0 source, 1 target); the running ones move along."""
         batch, mass = ops.class_centroids(features, labels, self.running.shape[1])
         present = (mass > 0)[:, None]
-        past = self.running[domain]
-        known = self.seen[domain][:, None]
+        # Copies: the backward pass wants them as they are now, not as they become below.
+        past = self.running[domain].clone()
+        known = self.seen[domain][:, None].clone()
         mixed = torch.where(known, self.momentum * past + (1 - self.momentum) * batch, batch)
         blended = torch.where(present, mixed, past)
         self.running[domain] = blended.detach()

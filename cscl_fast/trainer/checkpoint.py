@@ -53,15 +53,19 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except Exception as error:  # what is no checkpoint makes torch.load raise almost anything
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}: {reason})"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path} is not a checkpoint of cscl_fast; weights of other programs go to --model.init"
         )
-    if content["version"] > CHECKPOINT_VERSION:
+    version = content.get("version")
+    if not isinstance(version, int) or version > CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{path} was written by a newer cscl_fast (checkpoint version {content['version']}, "
+            f"{path} was written by a newer cscl_fast (checkpoint version {version}, "
             f"this one reads up to {CHECKPOINT_VERSION})"
         )
     return content

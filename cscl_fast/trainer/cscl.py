@@ -76,6 +76,16 @@ def constant(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def discriminator_strides(
+    model: SegmentationModel, config: AdaptationConfig
+) -> tuple[int, int, int, int, int]:
+    """The configured strides, or those with which D judges at 1/32 of the image."""
+    if config.discriminator_strides is not None:
+        return config.discriminator_strides
+    deep = model.architecture.startswith("fcn8s")  # its F is at 1/32 already
+    return (1, 1, 1, 1, 1) if deep else (2, 2, 1, 1, 1)
+
+
 def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [B, H, W] int64 at the locations of a coarser grid, [B, h, w] int64 (nearest)."""
     return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
@@ -100,11 +110,7 @@ class CSCL(nn.Module):
         self.aligns = "divergence" not in without
         self.model = model
         channels = model.feature_channels
-        strides = config.discriminator_strides
-        if strides is None:
-            deep = model.architecture.startswith("fcn8s")  # its F is at 1/32 already
-            strides = (1, 1, 1, 1, 1) if deep else (2, 2, 1, 1, 1)
-        self.discriminator = Discriminator(channels, strides=strides)
+        self.discriminator = Discriminator(channels, strides=discriminator_strides(model, config))
         self.quantizer = TransferabilityQuantizer()
         self.critic = TransferabilityCritic(channels)
         if not self.transfer:  # kept as modules so that a checkpoint has one shape; never trained

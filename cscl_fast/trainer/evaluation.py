@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cscl_fast.data import ClassList
+from cscl_fast.data import SYNTHIA_16, ClassList, thirteen_of_sixteen
 from cscl_fast.trainer.labelling import evaluating, image_size, upsampled_argmax
-
-# The 13-class score of SYNTHIA ("13*") leaves these out of the 16.
-LEFT_OUT_OF_13 = ("wall", "fence", "pole")
 
 
 class ConfusionMatrix:
@@ -50,10 +47,9 @@ class Score:
     @property
     def mean13(self) -> float | None:
         """mIoU over 13 of SYNTHIA's 16 classes ("mIoU*"); None for other class lists."""
-        if len(self.classes.names) != 16:
+        if self.classes.names != SYNTHIA_16.names:
             return None
-        kept = [i for i, name in enumerate(self.classes.names) if name not in LEFT_OUT_OF_13]
-        return float(self.iou[kept].nanmean())
+        return float(self.iou[list(thirteen_of_sixteen())].nanmean())
 
     def row(self) -> dict[str, float]:
         """Name → percent: the mean(s) first, then each class."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -38,6 +39,10 @@ class StopBetweenSteps:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        print(
+            "\nstopping after this step; a second Ctrl-C stops at once, without saving",
+            file=sys.stderr,
+        )
 
     def check(self) -> None:
         """Call between two steps."""

@@ -43,7 +43,8 @@ class Journal:
         """Drop the rows behind the checkpoint that is resumed: they will be written again."""
         with open(self.path, newline="") as file:
             rows = list(csv.DictReader(file))
-        kept = [r for r in rows if int(r["step"]) <= after.get(r["phase"], -1)]
+        # A row that was torn by a full disk or a lost machine has no step.
+        kept = [r for r in rows if int(r["step"] or 10**15) <= after.get(r["phase"], -1)]
         with open(self.path, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

@@ -30,7 +30,9 @@ def model_optimizer(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-    return torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.99))
+    return torch.optim.Adam(
+        groups, lr=learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
 
 
 def player_optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

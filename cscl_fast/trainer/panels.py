@@ -55,7 +55,7 @@ def draw_panels(
         pictures = [dataset.denormalise(sample["clean"])]
         pictures += [colorize(m.cpu(), world.classes) for m in maps]
         strip = _strip(pictures)
-        strip.save(folder / f"{Path(sample['name']).stem}.png")
+        strip.save(folder / f"{sample['name'].replace('/', '_')}.png")
         strips.append(strip)
     _overview(strips).save(folder / "overview.png")
 
@@ -91,7 +91,8 @@ def _overview(strips: list[Image.Image]) -> Image.Image:
     """All strips under each other, the titles once."""
     first = strips[0]
     rows = [first, *(s.crop((0, CAPTION, s.width, s.height)) for s in strips[1:])]
-    sheet = Image.new("RGB", (first.width, sum(r.height + 4 for r in rows)), "white")
+    size = (max(row.width for row in rows), sum(row.height + 4 for row in rows))
+    sheet = Image.new("RGB", size, "white")
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))

@@ -16,7 +16,6 @@ class Records:
     """`evaluation.csv` (one row per score), `thresholds.csv` (one row per epoch), `curves.png`."""
 
     def __init__(self, folder: Path, classes: ClassList) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.names = list(classes.names)
 
@@ -45,10 +44,13 @@ class Records:
         """Drop what lies behind a checkpoint that is resumed: it will be written again."""
         for name in ("evaluation.csv", "thresholds.csv"):
             path = self.folder / name
-            # An epoch's thresholds are written before its first step, a score after its last.
-            late = 1 if name == "thresholds.csv" else 0
+            # An epoch's thresholds are written before its first step, a score after its last; the
+            # scores of the source-only network come after the warm-up's last checkpoint.
+            late = 1 if name == "thresholds.csv" or "adaptation" not in done else 0
             rows = [
-                row for row in _read(path) if int(row["step"]) + late <= done.get(row["phase"], -1)
+                row
+                for row in _read(path)
+                if int(row["step"] or 10**15) + late <= done.get(row["phase"], -1)
             ]
             path.unlink(missing_ok=True)
             for row in rows:

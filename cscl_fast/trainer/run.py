@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,17 +15,18 @@ from rich.console import Console
 from torch import Tensor
 
 from cscl_fast import ops
-from cscl_fast.config import Config
+from cscl_fast.cli import to_yaml
+from cscl_fast.config import Config, ConfigError
 from cscl_fast.data import DataError
 from cscl_fast.models import WeightAverage, build_model, freeze_affine, reestimate_statistics
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trained import to_plain
 from cscl_fast.trainer import checkpoint
-from cscl_fast.trainer.cscl import CSCL, Batch, Losses
+from cscl_fast.trainer.cscl import CSCL, Batch, Losses, discriminator_strides
 from cscl_fast.trainer.evaluation import Score, evaluate, table
 from cscl_fast.trainer.interrupt import StopBetweenSteps
 from cscl_fast.trainer.journal import Bar, Journal
-from cscl_fast.trainer.labelling import Labeller
+from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
@@ -51,7 +53,7 @@ class Place:
 
 
 class Run:
-    """One run of one configuration in one folder."""
+    """One run of one configuration in one folder, which is not touched before the run begins."""
 
     def __init__(self, config: Config, console: Console | None = None) -> None:
         self.config = config
@@ -64,8 +66,7 @@ class Run:
         self.world = World(config, self.device)
         self.classes = self.world.classes
         self.model = build_model(config.model.architecture, self.classes.num_classes)
-        pretrained = config.model.init != "none"
-        if pretrained:
+        if config.model.init != "none" and config.resume is None:
             self.say(str(load_weights(self.model, config.model.init)))
         affine = config.model.batchnorm_affine
         if affine == "frozen" or (affine == "auto" and config.model.init == "imagenet"):
@@ -81,16 +82,18 @@ class Run:
 
     def __call__(self) -> dict[str, Score]:
         """Train, evaluate, record. Returns the score of every row of the final table."""
-        state = self._resume()
         self.world.check(self.say)
+        self._check_sizes()
+        state = self._begin()
         source_state: dict[str, Tensor] | None = None
         if self.place.phase == "warmup":
             self.warm_up(state)
             self._score(SOURCE_ONLY)
             source_state = _copy(self.model.state_dict())
             checkpoint.save(self._file("source"), self._content())
-            batches = self.world.target_statistics(self.config.adaptation.bn_batches)
-            reestimate_statistics(self.model, batches)
+            if self.config.adaptation.bn_batches > 0:
+                batches = self.world.target_statistics(self.config.adaptation.bn_batches)
+                reestimate_statistics(self.model, batches)
             self._score(TARGET_STATISTICS)
             self.place.phase, self.place.step = "adaptation", 0
             state = None
@@ -111,6 +114,7 @@ class Run:
         if state is not None:
             optimizers.load_state_dict(state["optimizers"])
             stream.seek(self.place.step * config.batch_size)
+            checkpoint.set_random_state(state["random"])
         self.model.train()
 
         def content() -> dict[str, Any]:
@@ -132,7 +136,8 @@ class Run:
                 optimizers.step()
                 self.place.step += 1
                 self._log(losses, optimizers, bar)
-                if self.place.step % self.config.save_every == 0:
+                last = self.place.step == config.steps
+                if last or self.place.step % self.config.save_every == 0:
                     checkpoint.save(self._file("last"), self._content(content()))
                 stop.check()
 
@@ -154,6 +159,7 @@ class Run:
             optimizers.load_state_dict(state["optimizers"])
             source.seek(self.place.step * config.batch_size)
             target.seek(self.place.step * config.batch_size)
+            checkpoint.set_random_state(state["random"])  # making the players drew from it
 
         def content() -> dict[str, Any]:
             return {
@@ -199,7 +205,6 @@ class Run:
                 ):
                     checkpoint.save(self._file("last"), self._content(content()))
                 stop.check()
-        self.averaged = average.module
 
     # ------------------------------------------------------------------------------- its parts
 
@@ -230,9 +235,8 @@ class Run:
             self._grids: dict[tuple[int, ...], tuple[int, int]] = {}
         shape = tuple(batch.clean.shape[-2:])
         if shape not in self._grids:
-            with torch.no_grad():
-                h, w = self.model.encode(batch.clean[:1]).deep.shape[-2:]
-            self._grids[shape] = (h, w)
+            with evaluating(self.model):  # no dropout: it would draw random numbers
+                self._grids[shape] = image_size(self.model.encode(batch.clean[:1]).deep)
         return self._grids[shape]
 
     def _guard(self, losses: Losses, source: Batch, target: Batch | None = None) -> None:
@@ -241,8 +245,8 @@ class Run:
             if not math.isfinite(float(value.detach())):
                 files = "\n  ".join(path for batch in batches for path in batch.paths)
                 raise DivergedError(
-                    f"{self.place.phase} step {self.place.step}: the loss '{name}' is "
-                    f"{float(value.detach())}; nothing was updated by it. "
+                    f"{self.place.phase} step {self.place.step + 1}: the loss '{name}' is "
+                    f"{float(value.detach())}; it updated no weight. "
                     f"Files of the batch:\n  {files}"
                 )
 
@@ -258,7 +262,7 @@ class Run:
             rate = optimizers.players["model"].param_groups[0]["lr"]
             self.journal.log(
                 phase=self.place.phase,
-                epoch=self.place.step // steps if self.place.phase == "adaptation" else 0,
+                epoch=(self.place.step - 1) // steps if self.place.phase == "adaptation" else 0,
                 step=self.place.step,
                 learning_rate=rate,
                 speed=bar.speed,
@@ -298,7 +302,7 @@ class Run:
                 "names": list(self.classes.names),
                 "colors": [list(color) for color in self.classes.colors],
             },
-            "data": to_plain(self.config.evaluation),
+            "data": to_plain(self.world.evaluation.config),
             "model": (model or self.model).state_dict(),
             "place": vars(self.place).copy(),
             "random": checkpoint.random_state(),
@@ -310,16 +314,43 @@ class Run:
             save=lambda: checkpoint.save(self._file("last"), self._content(content())),
             message=lambda: (
                 f"Interrupted at {self.place.phase} step {self.place.step}; everything is saved. "
-                f"Go on with:\n  python -m cscl_fast.train --resume {self.folder}"
+                f"Go on with:\n  {how_to_go_on(self.folder)}"
             ),
         )
 
-    def _resume(self) -> dict[str, Any] | None:
-        """Load `last.pt` of the run folder if the configuration says to go on."""
+    def _check_sizes(self) -> None:
+        """Refuse images that are too small for D now, not after hours of warm-up."""
+        if self.config.source_only or "transfer" in self.config.without:
+            return
+        strides = discriminator_strides(self.model, self.config.adaptation)
+        smallest = 2 ** strides.count(2)
+        for name, dataset in (("source", self.world.source), ("target", self.world.target)):
+            image = dataset[0]["image"][None].to(self.device)
+            with evaluating(self.model):
+                grid = image_size(self.model.encode(image).deep)
+            if min(grid) < smallest:
+                h, w = image_size(image)
+                raise ConfigError(
+                    f"{name}.size is {h}x{w}, its features {grid[0]}x{grid[1]}, and the "
+                    f"discriminator with adaptation.discriminator_strides {strides} needs "
+                    f"{smallest}x{smallest}: use larger images or fewer strides of 2"
+                )
+
+    def _begin(self) -> dict[str, Any] | None:
+        """Make the run folder or, to go on, load its `last.pt` and return it."""
+        state = None
         if self.config.resume is None:
+            for name in ("source", "last", "best"):  # of a run that is overwritten
+                self._file(name).unlink(missing_ok=True)
             self.journal = Journal(self.folder)
             self.records.start_again()
-            return None
+        else:
+            state = self._resume()
+        (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        return state
+
+    def _resume(self) -> dict[str, Any]:
+        """Load `last.pt`, and drop from the tables what was written after it."""
         state = checkpoint.load(self._file("last"))
         expected = (self.config.model.architecture, self.classes.num_classes)
         found = (state["architecture"], state["num_classes"])
@@ -330,7 +361,6 @@ class Run:
             )
         self.model.load_state_dict(state["model"])
         self.place = Place(**state["place"])
-        checkpoint.set_random_state(state["random"])
         done = {"warmup": 10**12 if self.place.phase == "adaptation" else self.place.step}
         if self.place.phase == "adaptation":
             done["adaptation"] = self.place.step
@@ -377,9 +407,24 @@ class Run:
 
 
 def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # without CUDA PyTorch raises the latter
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"device is {name}, which cannot be used: {reason}") from error
     return torch.device(name)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The command that goes on with the run in this folder."""
+    return f"python -m cscl_fast.train --resume {shlex.quote(str(folder))}"
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cscl_fast.config import Config
 from cscl_fast.data import (
     ClassList,
+    DataError,
     DatasetConfig,
     SegmentationDataset,
     open_dataset,
@@ -54,9 +55,17 @@ class Stream:
                 seed=self.seed,
             )
             self._batches = iter(loader)
-        sample = next(self._batches)
+        try:
+            sample = next(self._batches)
+        except DataError as error:
+            raise _without_traceback(error) from error
         self.position += self.batch_size
         return to_batch(sample, self.device)
+
+
+def _without_traceback(error: DataError) -> DataError:
+    """The message of the data set alone: a worker process puts its traceback before it."""
+    return DataError(str(error).rsplit("DataError: ", 1)[-1].strip())
 
 
 def to_batch(sample: dict[str, Any], device: torch.device) -> Batch:
@@ -94,7 +103,9 @@ class World:
         for name, dataset in named.items():
             report = check_dataset(dataset, deep=self.config.deep_check)
             say(f"{name}: {report}")
-            report.raise_if_bad()
+            report.raise_if_bad(need_labels=name == "source")
+            if name == "evaluation" and not report.labelled:
+                say("evaluation: without labels there is no score: every IoU will be nan")
 
     def stream(self, which: str, batch_size: int) -> Stream:
         """Endless training batches of "source" or "target"."""
@@ -105,8 +116,8 @@ class World:
     def _plain_batches(
         self, dataset: SegmentationDataset, size: int, shuffle: bool
     ) -> Iterator[dict[str, Any]]:
-        return iter(
-            make_loader(
+        try:
+            yield from make_loader(
                 dataset,
                 size,
                 shuffle=shuffle,
@@ -114,7 +125,8 @@ class World:
                 seed=self.config.seed,
                 drop_last=False,
             )
-        )
+        except DataError as error:
+            raise _without_traceback(error) from error
 
     def target_pass(self) -> Iterator[Tensor]:
         """Every target image once, unaugmented, in order: what Algorithm 1 collects from."""
@@ -124,7 +136,7 @@ class World:
 
     def target_statistics(self, batches: int) -> Iterator[Tensor]:
         """Random target batches: neighbours in file order are often frames of one video."""
-        size = max(4, self.config.adaptation.batch_size)
+        size = min(max(4, self.config.adaptation.batch_size), len(self.target_plain))
         loader = self._plain_batches(self.target_plain, size, shuffle=True)
         for _, sample in zip(range(batches), loader, strict=False):
             if len(sample["clean"]) == size:

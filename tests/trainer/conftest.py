@@ -1,0 +1,34 @@
+"""One finished run that many tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_worlds import arguments, write_worlds
+
+from cscl_fast.train import main
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_worlds(tmp_path_factory.mktemp("worlds"))
+
+
+@pytest.fixture(scope="session")
+def finished(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went through."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(arguments(worlds, run)) == 0
+    return run

@@ -55,8 +55,8 @@ py::dict build_info() {
   info["compiler"] = CSCL_COMPILER;
   info["build_type"] = CSCL_BUILD_TYPE;
   info["cuda"] = CSCL_CUDA_STATUS;
-  info["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." +
-                     std::to_string(PYBIND11_VERSION_MINOR);
+  info["pybind11"] =
+      std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
   return info;
 }
 
@@ -68,7 +68,8 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("compiled_isas", &compiled_isas);
   module.def("supported_isas", &supported_isas);
   module.def("active_isa", [] { return isa_name(active_isa()); });
-  module.def("adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); });
+  module.def("adopt_openmp",
+             [](const std::string& library) { return adopt_openmp(library.c_str()); });
   module.def("openmp_runtime", &openmp_runtime);
   // The operators that have a kernel here, by their names in cscl_fast.ops.
   module.attr("cpu_operators") = py::make_tuple("soft_pseudo_labels");

@@ -1,21 +1,39 @@
-// One line per operator: the public function calls the walk compiled for the active instruction
-// set. An operator is added by one CSCL_DISPATCH line here and one file in CSCL_CPU_WALKS.
+// Sends every kernel of cpu/kernels.h to the walk compiled for the active instruction set.
+//
+// A new kernel needs one line in CSCL_FOR_EACH_KERNEL and its file in CMakeLists.txt's
+// CSCL_CPU_WALKS; a walk is a function of that name in namespace cscl::cpu::CSCL_ISA.
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-#define CSCL_DISPATCH(function, Call)                                             \
-  namespace cscl::cpu {                                                           \
-  CSCL_FOR_EACH_ISA(CSCL_DECLARE_##function)                                      \
-  void function(const Call& call, int threads) {                                  \
-    switch (active_isa()) { CSCL_FOR_EACH_ISA(CSCL_CASE_##function) }             \
-  }                                                                               \
-  }
+#define CSCL_FOR_EACH_KERNEL(X, isa) X(isa, soft_pseudo_labels, SoftPseudoLabelCall)
 
-#define CSCL_DECLARE_soft_pseudo_labels(isa) \
-  namespace isa {                            \
-  void soft_pseudo_labels(const SoftPseudoLabelCall& call, int threads); \
+namespace cscl::cpu {
+
+// The walks, one set in the namespace of each instruction set.
+#define CSCL_DECLARE_WALK(isa, kernel, Call) void kernel(const Call& call, int threads);
+#define CSCL_DECLARE_WALKS(isa)                \
+  namespace isa {                              \
+  CSCL_FOR_EACH_KERNEL(CSCL_DECLARE_WALK, isa) \
   }
-#define CSCL_CASE_soft_pseudo_labels(isa) \
-  case Isa::isa:                          \
-    return isa::soft_pseudo_labels(call, threads);
-CSCL_DISPATCH(soft_pseudo_labels, SoftPseudoLabelCall)
+CSCL_FOR_EACH_ISA(CSCL_DECLARE_WALKS)
+
+namespace {
+
+#define CSCL_MEMBER(isa, kernel, Call) void (*kernel)(const Call& call, int threads);
+struct Walks {
+  CSCL_FOR_EACH_KERNEL(CSCL_MEMBER, unused)
+};
+
+#define CSCL_WALK(isa, kernel, Call) &isa::kernel,
+#define CSCL_WALKS(isa) {CSCL_FOR_EACH_KERNEL(CSCL_WALK, isa)},
+constexpr Walks kWalks[] = {CSCL_FOR_EACH_ISA(CSCL_WALKS)};
+
+}  // namespace
+
+#define CSCL_DEFINE(isa, kernel, Call)                            \
+  void kernel(const Call& call, int threads) {                    \
+    kWalks[static_cast<int>(active_isa())].kernel(call, threads); \
+  }
+CSCL_FOR_EACH_KERNEL(CSCL_DEFINE, unused)
+
+}  // namespace cscl::cpu

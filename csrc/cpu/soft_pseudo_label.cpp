@@ -1,95 +1,299 @@
-#include <cmath>
-#include <cstring>
+// Soft pseudo-labels of logits [B, K, h, w], Eq. 8-10, at their own size or at H x W: soft
+// [B, K, H, W] in the logits' type, zeros where rejected; hard [B, H, W] int64, 255 where rejected.
+//
+// Bytes that must move for a float32 pixel: 4 K read, 4 K + 8 written. Results that outgrow the
+// caches are written past them, so that no line is read only to be overwritten.
+//
+// The pixels of an image are cut into blocks, whatever the number of threads; a thread takes a
+// block and walks it in tiles (cpu/tile.h), kLanes pixels at a time, each in one lane.
+#include "core/soft_pseudo_label.h"
 
+#include <stdlib.h>
+
+#include "core/soft_pseudo_label_plan.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
+#include "cpu/simd.h"
 #include "cpu/threads.h"
+#include "cpu/tile.h"
+#include "cpu/upsample.h"
 
 namespace cscl::cpu::CSCL_ISA {
 namespace {
-float load(const void* p, int64_t i, DataType t) {
-  if (t == DataType::float32) return static_cast<const float*>(p)[i];
-  uint16_t h = static_cast<const uint16_t*>(p)[i];
-  uint32_t u;
-  float f;
-  if (t == DataType::bfloat16) {
-    u = uint32_t(h) << 16;
-    memcpy(&f, &u, 4);
-    return f;
+
+constexpr int64_t kBlockPixels = 2048;
+// From this size on the result is streamed past the caches.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+// ---- one tile -----------------------------------------------------------------------------------
+
+// The logits of kLanes pixels, kClasses of them in registers.
+template <int kClasses>
+struct RegisterColumn {
+  Float values[kClasses];
+  CSCL_HD Float get(int k) const { return values[k]; }
+  CSCL_HD void set(int k, Float value) { values[k] = value; }
+};
+
+// Any number of classes: in the tile.
+struct TileColumn {
+  float* tile;
+  int64_t row;
+  CSCL_HD Float get(int k) const { return load<Float>(tile + k * row); }
+  CSCL_HD void set(int k, Float value) { store(tile + k * row, value); }
+};
+
+// Half of the lanes, in double.
+struct DoubleColumn {
+  float* tile;
+  int64_t row;
+  CSCL_HD Double get(int k) const {
+    return __builtin_convertvector(load<HalfFloat>(tile + k * row), Double);
   }
-  const int e = (h >> 10) & 31, m = h & 1023;
-  f = e == 31 ? (m ? NAN : INFINITY) : e == 0 ? std::ldexp(float(m), -24) : std::ldexp(float(m + 1024), e - 25);
-  return h >> 15 ? -f : f;
+  CSCL_HD void set(int k, Double value) {
+    store(tile + k * row, __builtin_convertvector(value, HalfFloat));
+  }
+};
+
+// Solves `pixels` pixels (a multiple of kLanes) whose class k lies at in + k * in_row, to
+// out + k * out_row; in and out may be one.
+template <int kClasses, bool kStream, typename Rule>
+void solve_fixed(const float* in, int64_t in_row, float* out, int64_t out_row, int64_t pixels,
+                 const Rule& rule, int32_t* hard) {
+  for (int64_t i = 0; i < pixels; i += kLanes) {
+    RegisterColumn<kClasses> column;
+#pragma GCC unroll 32
+    for (int k = 0; k < kClasses; ++k) column.values[k] = load<Float>(in + k * in_row + i);
+    store(hard + i, solve_soft_pseudo_label<Float>(column, kClasses, rule));
+#pragma GCC unroll 32
+    for (int k = 0; k < kClasses; ++k) {
+      if (kStream) {
+        stream(out + k * out_row + i, column.values[k]);
+      } else {
+        store(out + k * out_row + i, column.values[k]);
+      }
+    }
+  }
 }
-void store(void* p, int64_t i, DataType t, float f) {
-  if (t == DataType::float32) {
-    static_cast<float*>(p)[i] = f;
-    return;
+
+template <bool kStream, typename Rule>
+void solve_fixed(int classes, const float* in, int64_t in_row, float* out, int64_t out_row,
+                 int64_t pixels, const Rule& rule, int32_t* hard) {
+  switch (classes) {
+    case 11:
+      return solve_fixed<11, kStream>(in, in_row, out, out_row, pixels, rule, hard);
+    case 13:
+      return solve_fixed<13, kStream>(in, in_row, out, out_row, pixels, rule, hard);
+    case 16:
+      return solve_fixed<16, kStream>(in, in_row, out, out_row, pixels, rule, hard);
+    case 19:
+      return solve_fixed<19, kStream>(in, in_row, out, out_row, pixels, rule, hard);
   }
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  uint16_t h;
-  if (t == DataType::bfloat16) {
-    h = uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-  } else if (f < 6.103515625e-05f) {
-    h = uint16_t(std::nearbyint(std::ldexp(f, 24)));
+}
+
+template <typename Rule>
+void solve_any(int classes, float* tile, int64_t row, int64_t pixels, const Rule& rule,
+               int32_t* hard) {
+  for (int64_t i = 0; i < pixels; i += kLanes) {
+    TileColumn column{tile + i, row};
+    store(hard + i, solve_soft_pseudo_label<Float>(column, classes, rule));
+  }
+}
+
+void solve_carefully(int classes, float* tile, int64_t row, int64_t pixels,
+                     const SoftPseudoLabelPlan& plan, int32_t* hard) {
+  for (int64_t i = 0; i < pixels; i += kDoubleLanes) {
+    DoubleColumn column{tile + i, row};
+    const Long labels = solve_soft_pseudo_label_carefully<Double>(column, classes, plan);
+    store(hard + i, __builtin_convertvector(labels, HalfInt));
+  }
+}
+
+bool has_fixed_kernel(const SoftPseudoLabelPlan& plan, int64_t classes) {
+  return plan.rule == SolveRule::power && plan.squarings == 2 &&
+         (classes == 11 || classes == 13 || classes == 16 || classes == 19);
+}
+
+void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64_t row,
+                int64_t pixels, int32_t* hard) {
+  pixels = round_up(pixels, kLanes);
+  if (has_fixed_kernel(plan, classes)) {
+    const PowerRule<Float, 2> rule{plan};
+    solve_fixed<false>(classes, tile, row, tile, row, pixels, rule, hard);
+  } else if (plan.rule == SolveRule::power) {
+    solve_any(classes, tile, row, pixels, PowerRule<Float, -1>{plan}, hard);
+  } else if (plan.rule == SolveRule::exponential) {
+    solve_any(classes, tile, row, pixels, ExponentialRule<Float>{plan}, hard);
   } else {
-    u += 0xfff + ((u >> 13) & 1);
-    h = uint16_t((u >> 13) - (112 << 10));
+    solve_carefully(classes, tile, row, pixels, plan, hard);
   }
-  static_cast<uint16_t*>(p)[i] = h;
 }
-void axis(int64_t i, int64_t n, int64_t N, bool align, int64_t& i0, int64_t& i1, float& w0, float& w1) {
-  double c = align ? (N > 1 ? double(i) * double(n - 1) / double(N - 1) : 0.0)
-                   : (double(i) + 0.5) * double(n) / double(N) - 0.5;
-  if (c < 0) c = 0;
-  i0 = int64_t(c);
-  if (i0 > n - 1) i0 = n - 1;
-  i1 = i0 < n - 1 ? i0 + 1 : i0;
-  w1 = float(c - double(i0));
-  w0 = float(1.0 - (c - double(i0)));
+
+// ---- the walk over pixels -----------------------------------------------------------------------
+
+// Pixels begin .. end-1 of one image at the logits' own size.
+template <typename Element, bool kStream>
+void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int64_t image,
+                  int64_t begin, int64_t end) {
+  const int64_t classes = call.logits.classes;
+  const int64_t plane = call.logits.height * call.logits.width;
+  const bool interleaved = call.soft_channels_last;
+  const Element* logits = static_cast<const Element*>(call.logits.data) + image * classes * plane;
+  Element* soft = static_cast<Element*>(call.soft) + image * classes * plane;
+  int64_t* hard = call.hard + image * plane;
+  alignas(64) float tile[kTileFloats];
+  alignas(64) int32_t labels[256];
+
+  const int64_t step = tile_pixels(classes);
+  for (int64_t p = begin; p < end; p += step) {
+    const int64_t pixels = smaller_of(step, end - p);
+    const int64_t row = round_up(pixels, kLanes);
+    if (interleaved) {
+      load_interleaved(logits + p * classes, classes, pixels, tile, row);
+      solve_tile(plan, classes, tile, row, pixels, labels);
+      store_interleaved<Element, kStream>(tile, row, classes, pixels, soft + p * classes);
+    } else if (sizeof(Element) == 4 && pixels % kLanes == 0 && has_fixed_kernel(plan, classes)) {
+      // float32 planes need no tile: logits go straight to registers, labels straight to memory.
+      const PowerRule<Float, 2> rule{plan};
+      solve_fixed<kStream>(classes, reinterpret_cast<const float*>(logits) + p, plane,
+                           reinterpret_cast<float*>(soft) + p, plane, pixels, rule, labels);
+    } else {
+      load_planes(logits + p, plane, classes, pixels, tile, row);
+      solve_tile(plan, classes, tile, row, pixels, labels);
+      store_planes<Element, kStream>(tile, row, classes, pixels, soft + p, plane);
+    }
+    store_labels<kStream>(labels, pixels, hard + p);
+  }
 }
+
+template <typename Element, bool kStream>
+void walk_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int threads) {
+  const int64_t pixels = call.logits.height * call.logits.width;
+  const int64_t blocks = (pixels + kBlockPixels - 1) / kBlockPixels;
+  parallel_for(call.logits.batch * blocks, threads, [&](int64_t task, int) {
+    const FlushTinyResults flush;
+    const int64_t begin = task % blocks * kBlockPixels;
+    solve_pixels<Element, kStream>(call, plan, task / blocks, begin,
+                                   smaller_of(begin + kBlockPixels, pixels));
+    if (kStream) finish_streams();
+  });
+}
+
+// ---- the walk over upsampled rows ---------------------------------------------------------------
+
+// Output rows begin .. end-1 of one image.
+template <typename Element, bool kStream>
+void solve_rows(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan,
+                const ColumnPositions& columns, RowScratch& scratch, int64_t image, int64_t begin,
+                int64_t end) {
+  const LogitsView& view = call.logits;
+  const int64_t classes = view.classes, width = view.out_width;
+  const int64_t plane = view.out_height * width;
+  const Element* logits = static_cast<const Element*>(view.data) + image * view.stride_batch;
+  Element* soft = static_cast<Element*>(call.soft) + image * classes * plane;
+  int64_t* hard = call.hard + image * plane;
+  alignas(64) float tile[kTileFloats];
+  alignas(64) int32_t labels[256];
+
+  scratch.row[0] = scratch.row[1] = -1;
+  const int64_t step = tile_pixels(classes);
+  for (int64_t y = begin; y < end; ++y) {
+    interpolate_rows(logits, view, y, scratch);
+    for (int64_t x = 0; x < width; x += step) {
+      const int64_t pixels = smaller_of(step, width - x);
+      const int64_t row = round_up(pixels, kLanes);
+      const int64_t p = y * width + x;
+      interpolate_columns(scratch, columns, view.width, x, pixels, classes, tile, row);
+      solve_tile(plan, classes, tile, row, pixels, labels);
+      if (call.soft_channels_last) {
+        store_interleaved<Element, kStream>(tile, row, classes, pixels, soft + p * classes);
+      } else {
+        store_planes<Element, kStream>(tile, row, classes, pixels, soft + p, plane);
+      }
+      store_labels<kStream>(labels, pixels, hard + p);
+    }
+  }
+}
+
+template <typename Element, bool kStream>
+void walk_rows(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int threads) {
+  const LogitsView& view = call.logits;
+  const int64_t band = (kBlockPixels * 4 + view.out_width - 1) / view.out_width;
+  const int64_t bands = (view.out_height + band - 1) / band;
+  const int64_t tasks = view.batch * bands;
+  const int64_t workers = smaller_of(threads, tasks);
+
+  // All scratch of this call in one piece.
+  const int64_t padded_width = round_up(view.out_width, 16);
+  const int64_t row_floats = (view.classes + 1) * scratch_stride(view.width);
+  const int64_t floats = padded_width * 5 + workers * 3 * row_floats;
+  float* memory = static_cast<float*>(aligned_alloc(64, static_cast<size_t>(floats) * 4));
+  if (memory == nullptr) throw OutOfMemory{};
+  ColumnPositions columns;
+  columns.first = reinterpret_cast<int64_t*>(memory);
+  columns.order = reinterpret_cast<Int*>(memory + padded_width * 2);
+  columns.near_weight = memory + padded_width * 3;
+  columns.far_weight = memory + padded_width * 4;
+  prepare_columns(view, columns);
+  float* rows = memory + padded_width * 5;
+
+  parallel_for(tasks, static_cast<int>(workers), [&](int64_t task, int worker) {
+    const FlushTinyResults flush;
+    RowScratch scratch;
+    scratch.source[0] = rows + worker * 3 * row_floats;
+    scratch.source[1] = scratch.source[0] + row_floats;
+    scratch.between = scratch.source[1] + row_floats;
+    const int64_t begin = task % bands * band;
+    solve_rows<Element, kStream>(call, plan, columns, scratch, task / bands, begin,
+                                 smaller_of(begin + band, view.out_height));
+    if (kStream) finish_streams();
+  });
+  free(memory);
+}
+
+// ---- choosing the walk --------------------------------------------------------------------------
+
+template <typename Element, bool kStream>
+void walk(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int threads) {
+  const LogitsView& view = call.logits;
+  if (view.height == view.out_height && view.width == view.out_width) {
+    walk_pixels<Element, kStream>(call, plan, threads);
+  } else {
+    walk_rows<Element, kStream>(call, plan, threads);
+  }
+}
+
+template <typename Element>
+void walk(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int threads) {
+  const LogitsView& view = call.logits;
+  const int64_t plane = view.out_height * view.out_width;
+  const int64_t bytes = view.batch * view.classes * plane * static_cast<int64_t>(sizeof(Element));
+  // Streamed stores need every vector at an aligned address: planes and rows of whole vectors.
+  const bool aligned = reinterpret_cast<uintptr_t>(call.soft) % 64 == 0 &&
+                       reinterpret_cast<uintptr_t>(call.hard) % 64 == 0 && plane % 64 == 0 &&
+                       (view.out_width % 16 == 0 || view.height == view.out_height);
+  prefer_large_pages(call.soft, static_cast<size_t>(bytes));
+  prefer_large_pages(call.hard, static_cast<size_t>(view.batch * plane) * sizeof(int64_t));
+  if (bytes >= kStreamBytes && aligned) {
+    walk<Element, true>(call, plan, threads);
+  } else {
+    walk<Element, false>(call, plan, threads);
+  }
+}
+
 }  // namespace
 
 void soft_pseudo_labels(const SoftPseudoLabelCall& call, int threads) {
-  const LogitsView& v = call.logits;
-  const int64_t K = v.classes, H = v.out_height, W = v.out_width;
-  const bool up = H != v.height || W != v.width;
-  parallel_for(v.batch * H, threads, [&](int64_t task, int) {
-    const int64_t b = task / H, y = task % H;
-    double a[256];
-    float z[256];
-    for (int64_t x = 0; x < W; ++x) {
-      int64_t y0 = y, y1 = y, x0 = x, x1 = x;
-      float r0 = 1, r1 = 0, c0 = 1, c1 = 0;
-      if (up) {
-        axis(y, v.height, H, v.align_corners, y0, y1, r0, r1);
-        axis(x, v.width, W, v.align_corners, x0, x1, c0, c1);
-      }
-      bool finite = true;
-      double m = -INFINITY;
-      for (int64_t k = 0; k < K; ++k) {
-        auto at = [&](int64_t yy, int64_t xx) {
-          return load(v.data, b * v.stride_batch + k * v.stride_class + yy * v.stride_row + xx * v.stride_column, v.type);
-        };
-        z[k] = up ? c0 * (r0 * at(y0, x0) + r1 * at(y1, x0)) + c1 * (r0 * at(y0, x1) + r1 * at(y1, x1)) : at(y, x);
-        finite = finite && std::isfinite(z[k]);
-        if (z[k] > m) m = z[k];
-      }
-      double S = 0, best = -INFINITY, T = 0;
-      int64_t arg = 0;
-      for (int64_t k = 0; k < K; ++k) S += std::exp(z[k] - m);
-      for (int64_t k = 0; k < K; ++k) {
-        a[k] = (z[k] - m - std::log(S) - std::log(double(call.thresholds[k]))) / call.gamma;
-        if (a[k] > best) best = a[k], arg = k;
-      }
-      for (int64_t k = 0; k < K; ++k) T += std::exp(a[k] - best);
-      const bool kept = finite && best + std::log(T) > 0;
-      call.hard[(b * H + y) * W + x] = kept ? arg : 255;
-      for (int64_t k = 0; k < K; ++k) {
-        const int64_t i = call.soft_channels_last ? ((b * H + y) * W + x) * K + k : ((b * K + k) * H + y) * W + x;
-        store(call.soft, i, v.type, kept ? float(std::exp(a[k] - best) / T) : 0.0f);
-      }
-    }
-  });
+  const SoftPseudoLabelPlan plan =
+      plan_soft_pseudo_labels(call.thresholds, static_cast<int>(call.logits.classes), call.gamma);
+  switch (call.logits.type) {
+    case DataType::float32:
+      return walk<float>(call, plan, threads);
+    case DataType::float16:
+      return walk<Float16>(call, plan, threads);
+    case DataType::bfloat16:
+      return walk<BFloat16>(call, plan, threads);
+  }
 }
+
 }  // namespace cscl::cpu::CSCL_ISA

@@ -1,0 +1,99 @@
+// The few operations that the formulas need besides + - * / and comparisons, for every arithmetic
+// type: float and double (one pixel), and vectors of them (one pixel in each lane; their overloads
+// are in cpu/simd.h). A formula is written once, as a template over the type.
+//
+// Everything lives in an inline namespace named after the instruction set. The same header is
+// compiled several times with different flags, and functions of one name would be merged by the
+// linker: the AVX-512 body could end up in the baseline code.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CSCL_HD __host__ __device__ __forceinline__
+#else
+#define CSCL_HD inline __attribute__((always_inline))
+#endif
+
+#ifndef CSCL_ISA
+#define CSCL_ISA device
+#endif
+
+#define CSCL_CORE_BEGIN \
+  namespace cscl {      \
+  inline namespace CSCL_ISA {
+#define CSCL_CORE_END \
+  }                   \
+  }
+
+CSCL_CORE_BEGIN
+
+// What an arithmetic type brings: Scalar, the type of one lane; Integer, integers of the same width
+// and number; Mask, the result of comparing; larger and multiply_add, see below.
+template <typename Real>
+struct Traits;
+
+template <typename Real, typename Bits>
+struct ScalarTraits {
+  using Scalar = Real;
+  using Integer = Bits;
+  using Mask = bool;
+  CSCL_HD static Real larger(Real value, Real than) { return value > than ? value : than; }
+  CSCL_HD static Real multiply_add(Real a, Real b, Real c) { return a * b + c; }
+};
+
+template <>
+struct Traits<float> : ScalarTraits<float, int32_t> {};
+template <>
+struct Traits<double> : ScalarTraits<double, int64_t> {};
+
+template <typename Real>
+using ScalarOf = typename Traits<Real>::Scalar;
+template <typename Real>
+using IntegerOf = typename Traits<Real>::Integer;
+template <typename Real>
+using MaskOf = typename Traits<Real>::Mask;
+
+// The larger of two; a NaN may be lost.
+template <typename Real>
+CSCL_HD Real larger(Real value, Real than) {
+  return Traits<Real>::larger(value, than);
+}
+
+// a * b + c, rounded once where the instruction set can.
+template <typename Real>
+CSCL_HD Real multiply_add(Real a, Real b, Real c) {
+  return Traits<Real>::multiply_add(a, b, c);
+}
+
+template <typename Mask, typename Value>
+CSCL_HD Value select(Mask mask, Value yes, Value no) {
+  return mask ? yes : no;
+}
+
+template <typename Real>
+CSCL_HD Real broadcast(ScalarOf<Real> value) {
+  return value - Real{};  // a vector minus zeros takes the scalar to every lane
+}
+
+template <typename Real>
+CSCL_HD IntegerOf<Real> broadcast_integer(int32_t value) {
+  return IntegerOf<Real>{} + value;
+}
+
+template <typename Real>
+CSCL_HD IntegerOf<Real> bits_of(Real value) {
+  static_assert(sizeof(IntegerOf<Real>) == sizeof(Real), "same width");
+  IntegerOf<Real> bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+template <typename Real>
+CSCL_HD Real from_bits(IntegerOf<Real> bits) {
+  Real value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+CSCL_CORE_END

@@ -1,0 +1,129 @@
+// Soft pseudo-label of one pixel, Eq. 8-10.
+//
+// With logits z, p = softmax(z), thresholds δ and sharpness γ, a_k = (log p_k - log δ_k) / γ. The
+// pixel is kept if and only if logsumexp(a) > 0, and its label is then ŷ = softmax(a). Written with
+// m = max z, S = Σ exp(z_k - m) and
+//
+//     q_k = (exp(z_k - m) / δ_k)^(1/γ),   T = Σ q_k,
+//
+// the pixel is kept iff T > S^(1/γ), and ŷ_k = q_k / T: no logarithm of a probability is taken.
+// Where 1/γ is a power of two the power is a few squarings and a class costs one exponential.
+#pragma once
+
+#include "core/arithmetic.h"
+#include "core/exponential.h"
+#include "core/soft_pseudo_label_plan.h"
+
+CSCL_CORE_BEGIN
+
+// 1/γ = 2^squarings. kSquarings < 0: known at run time only.
+template <typename Real, int kSquarings>
+struct PowerRule {
+  const SoftPseudoLabelPlan& plan;
+
+  CSCL_HD Real power(Real value) const {
+    const int squarings = kSquarings < 0 ? plan.squarings : kSquarings;
+#pragma GCC unroll 4
+    for (int i = 0; i < squarings; ++i) value = value * value;
+    return value;
+  }
+  // q of class k, whose logit lies at `below` <= 0 from the largest and exponential(below) is e.
+  CSCL_HD Real weigh(Real /*below*/, Real e, int k) const { return power(e * plan.scale[k]); }
+  CSCL_HD MaskOf<Real> keeps(Real sum, Real total) const { return total > power(sum); }
+};
+
+// Any γ; a second exponential for each class.
+template <typename Real>
+struct ExponentialRule {
+  const SoftPseudoLabelPlan& plan;
+
+  CSCL_HD Real weigh(Real below, Real /*e*/, int k) const {
+    return exponential(below * plan.inverse_gamma) * plan.scale[k];
+  }
+  CSCL_HD MaskOf<Real> keeps(Real sum, Real total) const {
+    return plan.gamma * logarithm(total) > logarithm(sum);
+  }
+};
+
+// Replaces the logits of `column` (get(k), set(k, value), k < classes) by the soft label, zeros if
+// the pixel is rejected, and returns the class of its largest entry, the lowest one of several, or
+// kRejected. A NaN or infinite logit rejects the pixel.
+template <typename Real, typename Rule, typename Column>
+CSCL_HD IntegerOf<Real> solve_soft_pseudo_label(Column& column, int classes, const Rule& rule) {
+  const Real zero = {};
+  // Two partial results of each kind: half the rounding errors in a row and half the waiting.
+  Real highest[2] = {column.get(0), column.get(classes - 1)};
+  Real disorder[2] = {zero, zero};  // 0, or NaN once a logit is not finite
+#pragma GCC unroll 32
+  for (int k = 0; k < classes; ++k) {
+    highest[k % 2] = larger(column.get(k), highest[k % 2]);
+    disorder[k % 2] = multiply_add(column.get(k), zero, disorder[k % 2]);
+  }
+  const Real largest = larger(highest[0], highest[1]);
+
+  Real sum[2] = {zero, zero};
+  Real total[2] = {zero, zero};
+  Real best = zero;
+  IntegerOf<Real> hard = {};
+#pragma GCC unroll 32
+  for (int k = 0; k < classes; ++k) {
+    const Real below = column.get(k) - largest;
+    const Real e = exponential(below);
+    const Real q = rule.weigh(below, e, k);
+    column.set(k, q);
+    sum[k % 2] = sum[k % 2] + e;
+    total[k % 2] = total[k % 2] + q;
+    hard = select(q > best, broadcast_integer<Real>(k), hard);
+    best = larger(q, best);
+  }
+
+  const Real all = total[0] + total[1];
+  const MaskOf<Real> kept = rule.keeps(sum[0] + sum[1], all) & (disorder[0] + disorder[1] == zero);
+  const Real scale = ScalarOf<Real>(1) / all;
+#pragma GCC unroll 32
+  for (int k = 0; k < classes; ++k) {
+    column.set(k, select(kept, column.get(k) * scale, zero));
+  }
+  return select(kept, hard, broadcast_integer<Real>(kRejected));
+}
+
+// The same in the log domain, for δ or γ so small that the powers above would overflow or lose
+// their accuracy: d_k = log p_k - log δ_k up to a constant, and the largest of them taken off
+// before the division by γ. Real is a double.
+template <typename Real, typename Column>
+CSCL_HD IntegerOf<Real> solve_soft_pseudo_label_carefully(Column& column, int classes,
+                                                          const SoftPseudoLabelPlan& plan) {
+  const Real zero = {};
+  Real largest = column.get(0);
+  Real disorder = zero;
+  for (int k = 0; k < classes; ++k) {
+    largest = larger(column.get(k), largest);
+    disorder = multiply_add(column.get(k), zero, disorder);
+  }
+  Real sum = zero;
+  Real best = column.get(0) - largest + plan.penalty[0];
+  IntegerOf<Real> hard = {};
+  for (int k = 0; k < classes; ++k) {
+    const Real below = column.get(k) - largest;
+    const Real distance = below + plan.penalty[k];
+    sum = sum + exponential(below);
+    hard = select(distance > best, broadcast_integer<Real>(k), hard);
+    best = larger(distance, best);
+  }
+  Real total = zero;
+  for (int k = 0; k < classes; ++k) {
+    const Real distance = column.get(k) - largest + plan.penalty[k];
+    const Real q = exponential((distance - best) / plan.careful_gamma);
+    column.set(k, q);
+    total = total + q;
+  }
+  const MaskOf<Real> kept =
+      (best + plan.careful_gamma * logarithm(total) > logarithm(sum)) & (disorder == zero);
+  const Real scale = 1.0 / total;
+  for (int k = 0; k < classes; ++k) {
+    column.set(k, select(kept, column.get(k) * scale, zero));
+  }
+  return select(kept, hard, broadcast_integer<Real>(kRejected));
+}
+
+CSCL_CORE_END

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <new>
 #include <string>
 
 #include "build_info.h"
@@ -34,6 +35,16 @@ LogitsView logits_view(uintptr_t data, int type, const Four& shape, const Four& 
   return view;
 }
 
+// Calls a kernel; Python sees a MemoryError when it has no room for its scratch.
+template <typename Kernel>
+void run(const Kernel& kernel) {
+  try {
+    kernel();
+  } catch (const OutOfMemory&) {
+    throw std::bad_alloc();
+  }
+}
+
 void bind_soft_pseudo_labels(uintptr_t logits, int type, const Four& shape, const Four& strides,
                              int64_t out_height, int64_t out_width, bool align_corners,
                              uintptr_t thresholds, double gamma, uintptr_t soft,
@@ -45,7 +56,7 @@ void bind_soft_pseudo_labels(uintptr_t logits, int type, const Four& shape, cons
   call.soft = reinterpret_cast<void*>(soft);
   call.soft_channels_last = soft_channels_last;
   call.hard = reinterpret_cast<int64_t*>(hard);
-  soft_pseudo_labels(call, threads);
+  run([&] { soft_pseudo_labels(call, threads); });
 }
 
 py::dict build_info() {

@@ -8,6 +8,8 @@ namespace cscl::cpu {
 
 enum class DataType : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
+// Thrown by a kernel that has no room for its scratch. (Not std::bad_alloc: the standard library's
+// inline functions must stay out of code compiled for one instruction set.)
 struct OutOfMemory {};
 
 // Logits [B, K, h, w] in any strides, evaluated at H x W pixels.

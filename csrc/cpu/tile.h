@@ -7,10 +7,12 @@
 // or on its place in a vector.
 #pragma once
 
+#include "cpu/kernels.h"
 #include "cpu/simd.h"
 
 CSCL_CORE_BEGIN
 
+constexpr int64_t kMaximumTilePixels = 256;
 constexpr int kTileFloats = 4096;  // 16 KiB: half of the smallest first-level cache in use
 
 CSCL_HD int64_t round_up(int64_t value, int64_t multiple) {
@@ -22,7 +24,7 @@ CSCL_HD int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 // Pixels per tile: a multiple of 16, so that tiles of any type start at an aligned address.
 CSCL_HD int64_t tile_pixels(int64_t classes) {
   const int64_t pixels = kTileFloats / classes / 16 * 16;
-  return pixels > 256 ? 256 : pixels;
+  return smaller_of(pixels, kMaximumTilePixels);
 }
 
 // Up to kLanes values that may not fill a vector.
@@ -146,6 +148,25 @@ inline void store_interleaved(const float* tile, int64_t row, int64_t classes, i
     alignas(64) float values[kTileFloats + kLanes];
     transpose_from_tile(tile, row, classes, pixels, values);
     store_planes<Element, kStream>(values, 0, 1, pixels * classes, to, 0);
+  }
+}
+
+// ---- tensors in any other order -----------------------------------------------------------------
+
+// Pixels `begin` .. `begin` + `pixels` - 1 of one image, counted row by row.
+template <typename Element>
+inline void load_strided(const Element* image, const cscl::cpu::LogitsView& view, int64_t begin,
+                         int64_t pixels, float* tile, int64_t row) {
+  for (int64_t k = 0; k < view.classes; ++k) {
+    const Element* plane = image + k * view.stride_class;
+    for (int64_t i = 0; i < round_up(pixels, kLanes); i += kLanes) {
+      Element values[kLanes] = {};
+      for (int64_t lane = 0; lane < smaller_of(kLanes, pixels - i); ++lane) {
+        const int64_t y = (begin + i + lane) / view.width, x = (begin + i + lane) % view.width;
+        values[lane] = plane[y * view.stride_row + x * view.stride_column];
+      }
+      store(tile + k * row + i, widen(values));
+    }
   }
 }
 

@@ -1,4 +1,7 @@
-"""Soft pseudo-labels, Eq. 8-10, by the compiled CPU kernel: `torch.ops.cscl_fast.soft_pseudo_labels`."""
+"""Soft pseudo-labels, Eq. 8-10, by the compiled kernel.
+
+The operator is `torch.ops.cscl_fast.soft_pseudo_labels`; csrc/cpu/soft_pseudo_label.cpp computes it.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,6 @@ def _compute(
     soft, hard = _results(logits, height, width)
     if hard.numel() == 0:
         return soft, hard
-    format_ = result_memory_format(logits)
-    if logits.shape[2:] == (height, width):
-        # Read in the order in which it lies; any other order is brought into one of the two.
-        logits = logits.contiguous(memory_format=format_)
     backends.library().soft_pseudo_labels(
         logits.data_ptr(),
         DTYPE_CODES[logits.dtype],
@@ -70,7 +69,7 @@ def _compute(
         thresholds.data_ptr(),
         gamma,
         soft.data_ptr(),
-        format_ == torch.channels_last,
+        result_memory_format(logits) == torch.channels_last,
         hard.data_ptr(),
         torch.get_num_threads(),
     )

@@ -43,7 +43,9 @@ def wide_centroids(
     for group in image_groups(features.shape[0], features[:1].numel()):
         row, weight = _assignment(labels[group], num_classes, wide)
         values = features[group].permute(0, 2, 3, 1).reshape(-1, channels).to(wide)
-        sums = sums.index_add(0, row, values * weight[:, None])
+        if labels.dtype != torch.int64:  # hard labels weigh 1, or go to the row that is cut off
+            values = values * weight[:, None]
+        sums = sums.index_add(0, row, values)
         mass = mass.index_add(0, row, weight)
     sums, mass = sums[:num_classes], mass[:num_classes]
     return sums / torch.where(mass > 0, mass, 1)[:, None], mass

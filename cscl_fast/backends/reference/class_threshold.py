@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numerics import autocast_off, image_groups
+from .numerics import autocast_off, finite_pixels, image_groups
 from .upsample import evaluation_size, upsampled_logits
 
 BINS = 1 << 16
@@ -18,7 +18,7 @@ def _confidences(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest probability float32, its class int64, and which pixels count; each [B, H, W]."""
     largest, winner = values.max(dim=1, keepdim=True)  # ties: the lowest class
     confidence = (values - largest).exp().sum(dim=1).reciprocal().to(torch.float32)
-    return confidence, winner[:, 0], values.isfinite().all(dim=1)
+    return confidence, winner[:, 0], finite_pixels(values)[:, 0]
 
 
 @torch.no_grad()

@@ -29,6 +29,12 @@ def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
+def finite_pixels(values: Tensor) -> Tensor:
+    """Which pixels of [B, K, H, W] have no NaN and no infinite value, [B, 1, H, W]."""
+    # NaN and +inf show in the largest value, -inf in the smallest.
+    return values.amax(dim=1, keepdim=True).isfinite() & values.amin(dim=1, keepdim=True).isfinite()
+
+
 def image_groups(batch: int, elements_per_image: int) -> list[slice]:
     """Slices of the batch that are small enough to be held upsampled; at least one, maybe empty.
 

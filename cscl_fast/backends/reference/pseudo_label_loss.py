@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numerics import accumulation_dtype, arithmetic_dtype, autocast_off, image_groups
+from .numerics import (
+    accumulation_dtype,
+    arithmetic_dtype,
+    autocast_off,
+    finite_pixels,
+    image_groups,
+)
 from .soft_pseudo_label import log_of_thresholds, solve
 from .upsample import evaluation_size, upsampled_logits
 
@@ -16,7 +22,7 @@ def _finite_log_softmax(values: Tensor) -> tuple[Tensor, Tensor]:
     Pixels that are not are replaced before the softmax: hidden after it, their NaN would come
     back through the gradient as 0 * NaN.
     """
-    finite = values.isfinite().all(dim=1, keepdim=True)
+    finite = finite_pixels(values.detach())
     return torch.where(finite, values, 0).log_softmax(dim=1), finite
 
 
@@ -47,7 +53,7 @@ def pseudo_label_loss(
                 log_thresholds = log_of_thresholds(thresholds, teacher.dtype)
                 soft, kept, _ = solve(teacher, log_thresholds, gamma)
                 kept = kept & usable[:, 0]
-                soft = soft.masked_fill(~kept[:, None], 0).to(log_probabilities.dtype)
+                soft = soft.masked_fill_(~kept[:, None], 0).to(log_probabilities.dtype)
             total = total + (soft * -log_probabilities).sum(dim=1).sum(dtype=wide)
             count = count + kept.sum()
         return (total / count.clamp(min=1)).to(arithmetic_dtype(logits.dtype))

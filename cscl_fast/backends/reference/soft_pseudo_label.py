@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numerics import arithmetic_dtype, autocast_off, image_groups
+from .numerics import arithmetic_dtype, autocast_off, finite_pixels, image_groups
 from .upsample import evaluation_size, upsampled_logits
 
 REJECTED = 255
 
 
+@torch.no_grad()
 def solve(
     log_probabilities: Tensor,  # [B, K, H, W] float32 | float64, finite
     log_thresholds: Tensor,  # [K], in the same dtype
@@ -23,10 +24,10 @@ def solve(
     """
     distance = log_probabilities - log_thresholds[:, None, None]
     largest, winner = distance.max(dim=1, keepdim=True)  # ties: the lowest class
-    powers = ((distance - largest) / gamma).exp()
+    powers = distance.sub_(largest).div_(gamma).exp_()
     total = powers.sum(dim=1, keepdim=True)
     kept = largest + gamma * total.log() > 0
-    return powers / total, kept[:, 0], winner[:, 0]
+    return powers.div_(total), kept[:, 0], winner[:, 0]
 
 
 def log_of_thresholds(thresholds: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,7 +66,7 @@ def soft_pseudo_labels(
         for group in image_groups(batch, classes * height * width):
             values = upsampled_logits(logits[group], (height, width), align_corners)
             answer, kept, winner = solve(values.log_softmax(dim=1), log_thresholds, gamma)
-            kept = kept & values.isfinite().all(dim=1)
-            soft[group] = answer.masked_fill(~kept[:, None], 0).to(soft.dtype)
+            kept = kept & finite_pixels(values)[:, 0]
+            soft[group] = answer.masked_fill_(~kept[:, None], 0)
             hard[group] = winner.masked_fill(~kept, REJECTED)
     return soft, hard

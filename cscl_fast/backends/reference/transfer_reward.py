@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numerics import accumulation_dtype, autocast_off, image_groups
+from .numerics import accumulation_dtype, autocast_off, finite_pixels, image_groups
 
 IGNORED = 255
 
@@ -30,10 +30,10 @@ def transfer_reward(
     with autocast_off(gated_logits):
         for group in image_groups(label.shape[0], gated_logits[:1].numel()):
             gated, plain = gated_logits[group].to(wide), plain_logits[group].to(wide)
-            finite = gated.isfinite().all(dim=1, keepdim=True)
+            finite = finite_pixels(gated)
             right = gated.argmax(dim=1, keepdim=True) == label[group]
             gain = gated.log_softmax(dim=1) - plain.log_softmax(dim=1)
             likelier = gain.gather(1, label[group]) > 0
-            likelier = likelier & plain.isfinite().all(dim=1, keepdim=True)
+            likelier = likelier & finite_pixels(plain)
             reward[group] = (right.float() + likelier.float()) * (valid[group] & finite)
     return reward, valid

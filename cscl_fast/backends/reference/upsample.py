@@ -1,4 +1,4 @@
-"""Bilinear resampling in two steps, rows and then columns: `w0 * a + w1 * b` along each axis.
+"""Bilinear resampling in two steps, along the columns and then along the rows.
 
 Why not `F.interpolate(mode="bilinear")`, whose convention this follows: it computes the source
 coordinates in float32, and at a width of 1024 that error alone uses up the tolerance of the
@@ -19,16 +19,19 @@ from torch import Tensor
 from .numerics import arithmetic_dtype
 
 
+def _positions(source: int, output: int, align_corners: bool, like: Tensor) -> tuple[Tensor, int]:
+    """Where every output line lies among the source lines: numerators [output], denominator."""
+    line = torch.arange(output, device=like.device)
+    if align_corners:
+        return line * (source - 1), max(output - 1, 1)
+    return ((2 * line + 1) * source - output).clamp(min=0), 2 * output
+
+
 def _coordinates(
     source: int, output: int, align_corners: bool, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For every output line: the two source lines [output] int64 and the weight of the second."""
-    position = torch.arange(output, device=like.device)
-    if align_corners:
-        numerator, denominator = position * (source - 1), max(output - 1, 1)
-    else:
-        numerator = ((2 * position + 1) * source - output).clamp(min=0)
-        denominator = 2 * output
+    numerator, denominator = _positions(source, output, align_corners, like)
     first = numerator // denominator
     second = (first + 1).clamp(max=source - 1)
     weight = (numerator - first * denominator).to(like.dtype) / denominator
@@ -38,17 +41,14 @@ def _coordinates(
 def _taps(source: int, output: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor]:
     """For every source line: the output lines that read it and their weights, [source, taps].
 
-    They are neighbours, because the first source line never falls as the output line grows.
+    They are the neighbours whose position is less than one source line away.
     """
     first, second, weight = _coordinates(source, output, align_corners, like)
-    if align_corners:
-        reach = 2 * max(output - 1, 1) // max(source - 1, 1) + 2
-    else:
-        # Half a source line more: the output lines before the first centre read it, too.
-        reach = 5 * output // (2 * source) + 2
-    taps = output if source == 1 else min(reach, output)
+    numerator, denominator = _positions(source, output, align_corners, like)
+    lines, source_lines = (output - 1, source - 1) if align_corners else (output, source)
+    taps = output if source == 1 else min(2 * lines // source_lines + 1, output)
     line = torch.arange(source, device=like.device)
-    start = torch.searchsorted(first, line - 1)
+    start = torch.searchsorted(numerator, (line - 1) * denominator, right=True)
     reader = start[:, None] + torch.arange(taps, device=like.device)
     inside = reader < output
     reader = reader.clamp(max=output - 1)
@@ -68,8 +68,8 @@ class _Resample(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, axis: int, output: int, align_corners: bool) -> Tensor:
         first, second, weight = _coordinates(values.shape[axis], output, align_corners, values)
-        near = values.index_select(axis, first) * _along(1 - weight, axis)
-        return near + values.index_select(axis, second) * _along(weight, axis)
+        near = values.index_select(axis, first).mul_(_along(1 - weight, axis))
+        return near.addcmul_(values.index_select(axis, second), _along(weight, axis))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,8 +88,13 @@ class _ResampleAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(gradient: Tensor, axis: int, source: int, align_corners: bool) -> Tensor:
         reader, shares = _taps(source, gradient.shape[axis], align_corners, gradient)
-        gathered = gradient.index_select(axis, reader.flatten()).unflatten(axis, reader.shape)
-        return (gathered * (shares[:, :, None] if axis == 2 else shares)).sum(axis + 1)
+        if torch.compiler.is_compiling():  # one fused sum, for any number of taps
+            gathered = gradient.index_select(axis, reader.flatten()).unflatten(axis, reader.shape)
+            return (gathered * (shares[:, :, None] if axis == 2 else shares)).sum(axis + 1)
+        total = gradient.new_zeros([*gradient.shape[:axis], source, *gradient.shape[axis + 1 :]])
+        for tap, share in zip(reader.unbind(1), shares.unbind(1), strict=True):
+            total.addcmul_(gradient.index_select(axis, tap), _along(share, axis))
+        return total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -109,10 +114,11 @@ def upsample(
 ) -> Tensor:  # [B, K, H, W], in the values' dtype
     """Bilinear resampling in PyTorch's convention; a size that does not change is left alone."""
     height, width = size
-    if values.shape[2] != height:
-        values = _Resample.apply(values, 2, height, align_corners)
+    # Columns first: they are the dearer ones to gather, and there are fewer rows to do it for.
     if values.shape[3] != width:
         values = _Resample.apply(values, 3, width, align_corners)
+    if values.shape[2] != height:
+        values = _Resample.apply(values, 2, height, align_corners)
     return values
 
 

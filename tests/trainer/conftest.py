@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_worlds import arguments, write_worlds
+from trainer_worlds import TinyModel, arguments, write_worlds
 
 from cscl_fast.train import main
 
@@ -24,6 +24,14 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_worlds(tmp_path_factory.mktemp("worlds"))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs train a network of four layers and draw no curves, which take longer than they do."""
+    monkeypatch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
+    for module in ("trainer.run", "trained"):
+        monkeypatch.setattr(f"cscl_fast.{module}.build_model", TinyModel)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+
+from cscl_fast.models import SegmentationModel
+from cscl_fast.models.segmentation_model import Features
 
 CLASSES = (("road", (128, 64, 128)), ("car", (0, 0, 142)), ("sky", (70, 130, 180)))
 SIZE = (48, 64)  # the smallest comfortable one: features 6x8, D's two strides of 2 need 4x4
@@ -77,3 +81,25 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))  # type: ignore[arg-type]
     return a == b
+
+
+class TinyModel(SegmentationModel):
+    """A network of four layers with all that a run has to keep: statistics and dropout."""
+
+    def __init__(self, architecture: str, num_classes: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.feature_channels = 16
+        layers: list[nn.Module] = []
+        for channels, out in ((3, 8), (8, 8), (8, 16)):
+            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(out), nn.ReLU()]
+        self.encoder = nn.Sequential(*layers, nn.Dropout(0.2))
+        self.classifier = nn.Conv2d(16, num_classes, 1)
+
+    def encode(self, images: torch.Tensor) -> Features:
+        return Features(self.encoder(images))
+
+    def classify(self, features: Features) -> torch.Tensor:
+        return self.classifier(features.deep)

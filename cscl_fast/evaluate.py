@@ -20,7 +20,7 @@ from cscl_fast.data.classes import require_same_classes
 from cscl_fast.trained import load_trained
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score, evaluate, table
-from cscl_fast.trainer.run import choose_device
+from cscl_fast.trainer.start import choose_device
 
 
 @dataclass

@@ -24,7 +24,7 @@ from cscl_fast.data.visual import overlay, save_label_png
 from cscl_fast.trained import load_trained
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.labelling import evaluating, upsampled_argmax
-from cscl_fast.trainer.run import choose_device
+from cscl_fast.trainer.start import choose_device
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,13 +15,13 @@ from torch import Tensor
 
 from cscl_fast import ops
 from cscl_fast.cli import to_yaml
-from cscl_fast.config import Config, ConfigError
+from cscl_fast.config import Config
 from cscl_fast.data import DataError
 from cscl_fast.models import WeightAverage, build_model, freeze_affine, reestimate_statistics
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trained import to_plain
 from cscl_fast.trainer import checkpoint
-from cscl_fast.trainer.cscl import CSCL, Batch, Losses, discriminator_strides
+from cscl_fast.trainer.cscl import CSCL, Batch, Losses
 from cscl_fast.trainer.evaluation import Score, evaluate, table
 from cscl_fast.trainer.interrupt import StopBetweenSteps
 from cscl_fast.trainer.journal import Bar, Journal
@@ -30,6 +29,7 @@ from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
+from cscl_fast.trainer.start import choose_device, how_to_go_on, require_large_enough
 from cscl_fast.trainer.world import World
 
 SOURCE_ONLY = "source only"
@@ -82,8 +82,10 @@ class Run:
 
     def __call__(self) -> dict[str, Score]:
         """Train, evaluate, record. Returns the score of every row of the final table."""
+        config = self.config
         self.world.check(self.say)
-        self._check_sizes()
+        if not config.source_only and "transfer" not in config.without:
+            require_large_enough(self.world, self.model, config.adaptation)
         state = self._begin()
         source_state: dict[str, Tensor] | None = None
         if self.place.phase == "warmup":
@@ -91,13 +93,13 @@ class Run:
             self._score(SOURCE_ONLY)
             source_state = _copy(self.model.state_dict())
             checkpoint.save(self._file("source"), self._content())
-            if self.config.adaptation.bn_batches > 0:
-                batches = self.world.target_statistics(self.config.adaptation.bn_batches)
+            if config.adaptation.bn_batches > 0:
+                batches = self.world.target_statistics(config.adaptation.bn_batches)
                 reestimate_statistics(self.model, batches)
             self._score(TARGET_STATISTICS)
             self.place.phase, self.place.step = "adaptation", 0
             state = None
-        if not self.config.source_only:
+        if not config.source_only:
             self.adapt(state)
         return self._finish(source_state)
 
@@ -318,24 +320,6 @@ class Run:
             ),
         )
 
-    def _check_sizes(self) -> None:
-        """Refuse images that are too small for D now, not after hours of warm-up."""
-        if self.config.source_only or "transfer" in self.config.without:
-            return
-        strides = discriminator_strides(self.model, self.config.adaptation)
-        smallest = 2 ** strides.count(2)
-        for name, dataset in (("source", self.world.source), ("target", self.world.target)):
-            image = dataset[0]["image"][None].to(self.device)
-            with evaluating(self.model):
-                grid = image_size(self.model.encode(image).deep)
-            if min(grid) < smallest:
-                h, w = image_size(image)
-                raise ConfigError(
-                    f"{name}.size is {h}x{w}, its features {grid[0]}x{grid[1]}, and the "
-                    f"discriminator with adaptation.discriminator_strides {strides} needs "
-                    f"{smallest}x{smallest}: use larger images or fewer strides of 2"
-                )
-
     def _begin(self) -> dict[str, Any] | None:
         """Make the run folder or, to go on, load its `last.pt` and return it."""
         state = None
@@ -404,27 +388,6 @@ class Run:
             thresholds=self.records.last_thresholds(self.device),
             gamma=config.gamma,
         )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # without CUDA PyTorch raises the latter
-        reason = str(error).partition("\n")[0][:200]
-        raise ConfigError(f"device is {name}, which cannot be used: {reason}") from error
-    return torch.device(name)
-
-
-def how_to_go_on(folder: Path) -> str:
-    """The command that goes on with the run in this folder."""
-    return f"python -m cscl_fast.train --resume {shlex.quote(str(folder))}"
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

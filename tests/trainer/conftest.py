@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_worlds import TinyModel, arguments, write_worlds
-
-from cscl_fast.train import main
+from trainer_worlds import TinyModel, arguments, run_through, write_worlds
 
 
 @pytest.fixture(autouse=True)
@@ -38,5 +36,5 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that went through."""
     run = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(arguments(worlds, run)) == 0
+    run_through(arguments(worlds, run))
     return run

@@ -13,7 +13,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from trainer_worlds import CLASSES, SIZE, TinyModel, arguments, load, rows, same, write_split
+from trainer_worlds import (
+    CLASSES,
+    SIZE,
+    TinyModel,
+    arguments,
+    load,
+    rows,
+    run_through,
+    same,
+    write_split,
+)
 
 from cscl_fast.cli import parse
 from cscl_fast.models import reestimate_statistics
@@ -171,7 +181,7 @@ def warm(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
         patch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
-        assert main(arguments(worlds, folder, "--source-only", "--warmup.steps", "30")) == 0
+        run_through(arguments(worlds, folder, "--source-only", "--warmup.steps", "30"))
     return folder / "checkpoints" / "source.pt"
 
 
@@ -288,7 +298,7 @@ def whole(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
         patch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
         for name, options in KINDS.items():
-            assert main(arguments(worlds, folder / name, *options)) == 0
+            run_through(arguments(worlds, folder / name, *options))
     return {name: folder / name for name in KINDS}
 
 

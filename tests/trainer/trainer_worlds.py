@@ -13,6 +13,7 @@ from torch import nn
 
 from cscl_fast.models import SegmentationModel
 from cscl_fast.models.segmentation_model import Features
+from cscl_fast.train import main
 
 CLASSES = (("road", (128, 64, 128)), ("car", (0, 0, 142)), ("sky", (70, 130, 180)))
 SIZE = (48, 64)  # the smallest comfortable one: features 6x8, D's two strides of 2 need 4x4
@@ -61,6 +62,13 @@ def arguments(worlds: Path, run: Path | None, *more: str) -> list[str]:
         *("--adaptation.bn-batches", "1", "--log-every", "1", "--panels", "2"),
     ]
     return [*options, *(("--run", str(run)) if run is not None else ()), *more]
+
+
+def run_through(command: list[str]) -> None:
+    """A run that goes through, in a fixture; the number of threads is as before afterwards."""
+    threads = torch.get_num_threads()
+    assert main(command) == 0
+    torch.set_num_threads(threads)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

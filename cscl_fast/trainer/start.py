@@ -1,0 +1,56 @@
+"""What is settled before a run begins: its device, and whether its images are large enough."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import torch
+
+from cscl_fast.config import AdaptationConfig, ConfigError
+from cscl_fast.models import SegmentationModel
+from cscl_fast.trainer.cscl import discriminator_strides
+from cscl_fast.trainer.labelling import evaluating, image_size
+from cscl_fast.trainer.world import World
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # without CUDA PyTorch raises the latter
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"device is {name}, which cannot be used: {reason}") from error
+    return torch.device(name)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The command that goes on with the run in this folder."""
+    return f"python -m cscl_fast.train --resume {shlex.quote(str(folder))}"
+
+
+def require_large_enough(world: World, model: SegmentationModel, config: AdaptationConfig) -> None:
+    """Refuse images that are too small for D now, not after hours of warm-up.
+
+    Raises:
+        ConfigError: names the data set, its size and what D needs.
+    """
+    strides = discriminator_strides(model, config)
+    smallest = 2 ** strides.count(2)
+    for name, dataset in (("source", world.source), ("target", world.target)):
+        image = dataset[0]["image"][None].to(world.device)
+        with evaluating(model):
+            grid = image_size(model.encode(image).deep)
+        if min(grid) < smallest:
+            h, w = image_size(image)
+            raise ConfigError(
+                f"{name}.size is {h}x{w}, its features {grid[0]}x{grid[1]}, and the "
+                f"discriminator with adaptation.discriminator_strides {strides} needs "
+                f"{smallest}x{smallest}: use larger images or fewer strides of 2"
+            )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -49,7 +48,7 @@ def source_digest(root: Path) -> str | None:
 def _install_command(root: Path) -> str:
     if (root / "setup.py").is_file():
         return f"`pip install .` (or `pip install -e .`) in {root}"
-    return "`pip install --force-reinstall --no-deps cscl_fast`"
+    return "`pip install .` in the checkout that the package came from"
 
 
 def staleness(info: dict[str, str], root: Path, where: str) -> str | None:
@@ -105,6 +104,4 @@ def _instruction_set_problem(module: ModuleType) -> str | None:
         module.active_isa()
     except ValueError as error:
         return f"{error}. Unset or change the environment variable CSCL_FAST_ISA."
-    if os.environ.get("CSCL_FAST_ISA") not in (None, "", module.active_isa()):
-        return f"CSCL_FAST_ISA was changed after {module.active_isa()} had been chosen."
     return None

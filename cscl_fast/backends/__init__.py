@@ -72,6 +72,16 @@ def kernels(name: str) -> tuple[str, ...]:
     return OPERATORS if name == "reference" else _kernels[name]
 
 
+def library_module() -> ModuleType | None:
+    """The compiled module if there is one, whether it can be used or not (see why_unavailable)."""
+    return _library_state.module
+
+
+def environment_problem() -> str | None:
+    """Why what CSCL_FAST_BACKEND asks for cannot be had; None when it can."""
+    return _choice_problem
+
+
 def current_backend() -> str:
     """What was chosen by `use_backend` or CSCL_FAST_BACKEND: a backend's name or `auto`."""
     return _choice

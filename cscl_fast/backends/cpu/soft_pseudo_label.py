@@ -1,6 +1,7 @@
 """Soft pseudo-labels, Eq. 8-10, by the compiled kernel.
 
-The operator is `torch.ops.cscl_fast.soft_pseudo_labels`; csrc/cpu/soft_pseudo_label.cpp computes it.
+The operator is `torch.ops.cscl_fast.soft_pseudo_labels`, computed by
+csrc/cpu/soft_pseudo_label.cpp.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -94,28 +95,42 @@ inline double rounded(DataType type, double value) {
 // ---- memory with guards around it
 // -----------------------------------------------------------------
 
-// Room for a kernel's result: filled with a pattern, and with guards on both sides that a kernel
-// which writes too far changes.
+// Room for a kernel's result, at an address as even as a tensor's: filled with a pattern, and with
+// guards on both sides that a kernel which writes too far changes.
 class Guarded {
  public:
-  explicit Guarded(size_t bytes) : bytes_(bytes), memory_(bytes + 2 * kGuard, kPattern) {}
+  explicit Guarded(size_t bytes) : bytes_(bytes), memory_(bytes + 2 * kGuard + kAlignment) {
+    std::memset(begin(), kPattern, all());
+  }
+  Guarded(Guarded&&) = default;
+  Guarded(const Guarded&) = delete;
 
-  void* data() { return memory_.data() + kGuard; }
-  const unsigned char* data() const { return memory_.data() + kGuard; }
-  size_t size() const { return bytes_; }
+  void* data() { return begin() + kGuard; }
+  const unsigned char* data() const { return begin() + kGuard; }
 
   bool guards_intact() const {
     for (size_t i = 0; i < kGuard; ++i) {
-      if (memory_[i] != kPattern || memory_[kGuard + bytes_ + i] != kPattern) return false;
+      if (begin()[i] != kPattern || begin()[kGuard + bytes_ + i] != kPattern) return false;
     }
     return true;
   }
 
-  bool operator==(const Guarded& other) const { return memory_ == other.memory_; }
+  bool operator==(const Guarded& other) const {
+    return bytes_ == other.bytes_ && std::memcmp(begin(), other.begin(), all()) == 0;
+  }
 
  private:
   static constexpr size_t kGuard = 256;
+  static constexpr size_t kAlignment = 64;
   static constexpr unsigned char kPattern = 0xA5;
+
+  size_t all() const { return bytes_ + 2 * kGuard; }
+  const unsigned char* begin() const {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data());
+    return memory_.data() + (kAlignment - address % kAlignment) % kAlignment;
+  }
+  unsigned char* begin() { return const_cast<unsigned char*>(std::as_const(*this).begin()); }
+
   size_t bytes_;
   std::vector<unsigned char> memory_;
 };

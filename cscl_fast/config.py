@@ -44,7 +44,7 @@ class ModelConfig:
     init: str = "imagenet"
     """Weights to start from: imagenet, none, or the path of a checkpoint."""
     batchnorm_affine: Literal["auto", "frozen", "trained"] = "auto"
-    """Scale and shift of the batch normalisations; auto freezes them with init imagenet."""
+    """Scale and shift of the batch normalisations; auto freezes them with pretrained weights."""
 
 
 @dataclass

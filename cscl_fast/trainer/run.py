@@ -29,7 +29,7 @@ from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
-from cscl_fast.trainer.start import choose_device, how_to_go_on, require_large_enough
+from cscl_fast.trainer.start import affine_for, choose_device, how_to_go_on, require_large_enough
 from cscl_fast.trainer.world import World
 
 SOURCE_ONLY = "source only"
@@ -68,8 +68,9 @@ class Run:
         self.model = build_model(config.model.architecture, self.classes.num_classes)
         if config.model.init != "none" and config.resume is None:
             self.say(str(load_weights(self.model, config.model.init)))
-        affine = config.model.batchnorm_affine
-        if affine == "frozen" or (affine == "auto" and config.model.init == "imagenet"):
+        if config.model.batchnorm_affine == "auto":
+            config.model.batchnorm_affine = affine_for(config.model.init)
+        if config.model.batchnorm_affine == "frozen":
             freeze_affine(self.model)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.records = Records(self.folder, self.classes)
@@ -300,6 +301,7 @@ class Run:
         return {
             "architecture": self.config.model.architecture,
             "num_classes": self.classes.num_classes,
+            "batchnorm_affine": self.config.model.batchnorm_affine,
             "classes": {
                 "names": list(self.classes.names),
                 "colors": [list(color) for color in self.classes.colors],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from cscl_fast.config import AdaptationConfig, ConfigError
 from cscl_fast.models import SegmentationModel
+from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.cscl import discriminator_strides
 from cscl_fast.trainer.labelling import evaluating, image_size
 from cscl_fast.trainer.world import World
@@ -28,6 +30,23 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0][:200]
         raise ConfigError(f"device is {name}, which cannot be used: {reason}") from error
     return torch.device(name)
+
+
+def affine_for(init: str) -> Literal["frozen", "trained"]:
+    """Whether scale and shift of the batch normalisations learn, for batchnorm_affine="auto".
+
+    Pretrained weights keep theirs frozen; from scratch they are trained, and stay so when a
+    checkpoint of such a run is gone on from.
+    """
+    if init == "none":
+        return "trained"
+    if init == "imagenet":
+        return "frozen"
+    try:
+        content = checkpoint.load(Path(init))
+    except checkpoint.CheckpointError:  # weights of another program
+        return "frozen"
+    return "frozen" if content.get("batchnorm_affine") == "frozen" else "trained"
 
 
 def how_to_go_on(folder: Path) -> str:

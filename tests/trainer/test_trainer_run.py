@@ -29,9 +29,11 @@ from cscl_fast.cli import parse
 from cscl_fast.models import reestimate_statistics
 from cscl_fast.presets import preset
 from cscl_fast.train import main, train
+from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer import run as run_module
 from cscl_fast.trainer.journal import COLUMNS, Journal
 from cscl_fast.trainer.run import Run
+from cscl_fast.trainer.start import affine_for
 from cscl_fast.trainer.world import Stream
 
 ROWS = ["source only", "source only, target statistics", "CSCL", "CSCL, averaged weights"]
@@ -500,3 +502,16 @@ def test_streams_go_on_where_they_were(worlds: Path) -> None:
         assert torch.equal(found.images, expected.images)
         assert torch.equal(found.clean, expected.clean)
         assert not torch.equal(found.images, found.clean)  # jitter and blur
+
+
+def test_batchnorm_affine_is_frozen_with_pretrained_weights_only(tmp_path: Path) -> None:
+    """From scratch it learns, and goes on learning from a checkpoint of such a run."""
+    assert affine_for("none") == "trained"
+    assert affine_for("imagenet") == "frozen"
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"conv1.weight": torch.zeros(1)}, foreign)
+    assert affine_for(str(foreign)) == "frozen"
+    for affine in ("trained", "frozen"):
+        own = tmp_path / f"{affine}.pt"
+        checkpoint.save(own, {"batchnorm_affine": affine})
+        assert affine_for(str(own)) == affine

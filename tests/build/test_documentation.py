@@ -28,7 +28,15 @@ KEYS = {
     )
 }
 # Options of other programs, which the text names: pytest, pip, pre-commit, CMake, .ci/run.
-FOREIGN = {"quick", "all_files", "no_build_isolation", "no_deps", "force_reinstall", "check"}
+FOREIGN = {
+    "quick",
+    "save_results",
+    "all_files",
+    "no_build_isolation",
+    "no_deps",
+    "force_reinstall",
+    "check",
+}
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 MODULE = re.compile(r"python -m cscl_fast\.(\w+)([^\n#`;|&)]*)")

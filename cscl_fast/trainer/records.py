@@ -89,6 +89,9 @@ class Records:
             axis.set_xlabel("step")
             if axis.lines:
                 axis.legend(fontsize=8)
+            else:  # a phase or a part that this run does not have
+                axis.set_axis_off()
+                axis.set_title(f"{title}: none", fontsize=10)
         self._score_curve(axes[5], scores)
         FigureCanvasAgg(figure).print_png(str(self.folder / "curves.png"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import places_of
+from operator_cases import places_of
 
 from cscl_fast import use_backend
 from cscl_fast.ops import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import oracles
 import pytest
 import torch
-from conftest import Place, arrange, array, assert_gradient, assert_within
+from operator_cases import Place, arrange, array, assert_gradient, assert_within
 
 from cscl_fast.ops import class_centroids
 

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import CASES, Case, Place, array, assert_within, make_logits
+from operator_cases import CASES, Case, Place, array, assert_within, make_logits
 
 from cscl_fast.ops import ClassThresholds, class_thresholds
 

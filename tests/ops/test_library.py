@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import Case, Place, make_logits, make_thresholds, places_of
+from operator_cases import Case, Place, make_logits, make_thresholds, places_of
 
 from cscl_fast import backends, ops, use_backend
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import (
+from operator_cases import (
     CASES,
     DTYPES,
     Case,

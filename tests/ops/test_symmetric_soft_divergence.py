@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import Place, array, assert_gradient, assert_within
+from operator_cases import Place, array, assert_gradient, assert_within
 from test_class_centroid import FEATURE_CASES, FeatureCase, make_features, make_labels
 
 from cscl_fast.ops import symmetric_soft_divergence

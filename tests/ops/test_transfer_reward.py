@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import CASES, Case, Place, array, make_logits
+from operator_cases import CASES, Case, Place, array, make_logits
 
 from cscl_fast.ops import transfer_reward
 

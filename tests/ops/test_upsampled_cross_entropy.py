@@ -6,7 +6,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CASES, Case, Place, array, assert_gradient, assert_within, make_logits
+from operator_cases import CASES, Case, Place, array, assert_gradient, assert_within, make_logits
 
 from cscl_fast.ops import upsampled_cross_entropy
 

@@ -23,7 +23,7 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name as Linux knows it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -39,7 +39,7 @@ def _versions() -> Iterator[str]:
     packages = ("torchvision", "triton", "numpy")
     others = ", ".join(f"{name} {_version_of(name)}" for name in packages)
     yield f"PyTorch {torch.__version__}, {others}"
-    yield f"processor: {_processor()}"
+    yield f"processor: {processor_name()}"
     if torch.cuda.is_available():
         for device in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(device)

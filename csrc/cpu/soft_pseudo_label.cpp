@@ -110,16 +110,31 @@ void solve_carefully(int classes, float* tile, int64_t row, int64_t pixels,
 }
 
 bool has_fixed_kernel(const SoftPseudoLabelPlan& plan, int64_t classes) {
-  return plan.rule == SolveRule::power && plan.squarings == 2 &&
+  return plan.rule != SolveRule::careful &&
          (classes == 11 || classes == 13 || classes == 16 || classes == 19);
+}
+
+// For what has_fixed_kernel() is true of.
+template <bool kStream>
+void solve_fixed(const SoftPseudoLabelPlan& plan, int classes, const float* in, int64_t in_row,
+                 float* out, int64_t out_row, int64_t pixels, int32_t* hard) {
+  if (plan.rule == SolveRule::power && plan.squarings == 2) {
+    const PowerRule<Float, 2> rule{plan};
+    solve_fixed<kStream>(classes, in, in_row, out, out_row, pixels, rule, hard);
+  } else if (plan.rule == SolveRule::power) {
+    const PowerRule<Float, -1> rule{plan};
+    solve_fixed<kStream>(classes, in, in_row, out, out_row, pixels, rule, hard);
+  } else {
+    const ExponentialRule<Float> rule{plan};
+    solve_fixed<kStream>(classes, in, in_row, out, out_row, pixels, rule, hard);
+  }
 }
 
 void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64_t row,
                 int64_t pixels, int32_t* hard) {
   pixels = round_up(pixels, kLanes);
   if (has_fixed_kernel(plan, classes)) {
-    const PowerRule<Float, 2> rule{plan};
-    solve_fixed<false>(classes, tile, row, tile, row, pixels, rule, hard);
+    solve_fixed<false>(plan, classes, tile, row, tile, row, pixels, hard);
   } else if (plan.rule == SolveRule::power) {
     solve_any(classes, tile, row, pixels, PowerRule<Float, -1>{plan}, hard);
   } else if (plan.rule == SolveRule::exponential) {
@@ -160,17 +175,16 @@ void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& pl
   alignas(64) float tile[kTileFloats];
   alignas(64) int32_t labels[kMaximumTilePixels];
 
-  const int64_t step = tile_pixels(classes);
+  const int64_t step = tile_pixels(classes, order == Order::interleaved || call.soft_channels_last);
   for (int64_t p = begin; p < end; p += step) {
     const int64_t pixels = smaller_of(step, end - p);
     const int64_t row = round_up(pixels, kLanes);
     if (sizeof(Element) == 4 && order == Order::planes && !call.soft_channels_last &&
         pixels % kLanes == 0 && has_fixed_kernel(plan, classes)) {
       // float32 planes need no tile: logits go straight to registers, labels straight to memory.
-      const PowerRule<Float, 2> rule{plan};
-      solve_fixed<kStream>(static_cast<int>(classes), reinterpret_cast<const float*>(logits) + p,
-                           view.stride_class, reinterpret_cast<float*>(soft) + p, plane, pixels,
-                           rule, labels);
+      solve_fixed<kStream>(plan, static_cast<int>(classes),
+                           reinterpret_cast<const float*>(logits) + p, view.stride_class,
+                           reinterpret_cast<float*>(soft) + p, plane, pixels, labels);
     } else {
       if (order == Order::planes) {
         load_planes(logits + p, view.stride_class, classes, pixels, tile, row);
@@ -220,7 +234,7 @@ void solve_rows(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan
   alignas(64) int32_t labels[kMaximumTilePixels];
 
   scratch.row[0] = scratch.row[1] = -1;
-  const int64_t step = tile_pixels(classes);
+  const int64_t step = tile_pixels(classes, call.soft_channels_last);
   for (int64_t y = begin; y < end; ++y) {
     interpolate_rows(logits, view, y, scratch);
     for (int64_t x = 0; x < width; x += step) {

@@ -80,7 +80,8 @@ def test_cuda_without_a_compiler(tmp_path: Path) -> None:
     assert result.returncode != 0
     message = one_line(result.stderr)
     assert "CSCL_FAST_CUDA=1 asks for the CUDA kernels, but no CUDA compiler: nvcc" in message
-    assert "set CSCL_FAST_CUDA=auto or 0 to build without" in message
+    assert "install the CUDA toolkit" in message
+    assert "Set CSCL_FAST_CUDA=auto or 0 to build without them" in message
 
 
 def test_wrong_switch(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@
 #include "build_info.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -59,6 +60,26 @@ void bind_soft_pseudo_labels(uintptr_t logits, int type, const Four& shape, cons
   run([&] { soft_pseudo_labels(call, threads); });
 }
 
+// Memory for a large result, as something that torch.frombuffer takes: the block goes back when the
+// last tensor on it is gone.
+class ResultMemory {
+ public:
+  explicit ResultMemory(size_t bytes) : block_(take_block(bytes)), bytes_(bytes) {
+    if (block_.data == nullptr) throw std::bad_alloc();
+  }
+  ~ResultMemory() { give_back_block(block_); }
+  ResultMemory(const ResultMemory&) = delete;
+  ResultMemory& operator=(const ResultMemory&) = delete;
+
+  py::buffer_info buffer() {
+    return py::buffer_info(static_cast<uint8_t*>(block_.data), static_cast<py::ssize_t>(bytes_));
+  }
+
+ private:
+  Block block_;
+  size_t bytes_;
+};
+
 py::dict build_info() {
   py::dict info;
   info["version"] = CSCL_VERSION;
@@ -82,6 +103,11 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("adopt_openmp",
              [](const std::string& library) { return adopt_openmp(library.c_str()); });
   module.def("openmp_runtime", &openmp_runtime);
+  py::class_<ResultMemory>(module, "ResultMemory", py::buffer_protocol())
+      .def(py::init<size_t>())
+      .def_buffer(&ResultMemory::buffer);
+  module.def("cached_bytes", &block_cache_size);
+  module.def("release_cache", &release_block_cache);
   // The operators that have a kernel here, by their names in cscl_fast.ops.
   module.attr("cpu_operators") = py::make_tuple("soft_pseudo_labels");
   module.def("soft_pseudo_labels", &bind_soft_pseudo_labels,

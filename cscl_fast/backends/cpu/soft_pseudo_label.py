@@ -12,25 +12,13 @@ from torch import Tensor
 from cscl_fast import backends
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
+from . import memory
 from .registration import DTYPE_CODES, LIBRARY
 
 LIBRARY.define(
     "soft_pseudo_labels(Tensor logits, Tensor thresholds, float gamma, SymInt height, SymInt width,"
     " bool align_corners) -> (Tensor, Tensor)"
 )
-
-
-def _results(logits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Room for soft [B, K, H, W], like the logits, and hard [B, H, W] int64."""
-    batch, classes = logits.shape[:2]
-    soft = torch.empty(
-        (batch, classes, height, width),
-        dtype=logits.dtype,
-        device=logits.device,
-        memory_format=result_memory_format(logits),
-    )
-    hard = torch.empty((batch, height, width), dtype=torch.int64, device=logits.device)
-    return soft, hard
 
 
 @torch.library.register_fake("cscl_fast::soft_pseudo_labels", lib=LIBRARY)
@@ -42,7 +30,16 @@ def _fake(
     width: int,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _results(logits, height, width)
+    """soft [B, K, H, W], like the logits, and hard [B, H, W] int64."""
+    batch, classes = logits.shape[:2]
+    soft = torch.empty(
+        (batch, classes, height, width),
+        dtype=logits.dtype,
+        device=logits.device,
+        memory_format=result_memory_format(logits),
+    )
+    hard = torch.empty((batch, height, width), dtype=torch.int64, device=logits.device)
+    return soft, hard
 
 
 def _compute(
@@ -56,7 +53,10 @@ def _compute(
     from cscl_fast.ops import checks  # the operators import this module
 
     thresholds = checks.check_thresholds(thresholds, logits).contiguous()
-    soft, hard = _results(logits, height, width)
+    batch, classes = logits.shape[:2]
+    memory_format = result_memory_format(logits)
+    soft = memory.empty((batch, classes, height, width), logits.dtype, memory_format)
+    hard = memory.empty((batch, height, width), torch.int64)
     if hard.numel() == 0:
         return soft, hard
     backends.library().soft_pseudo_labels(
@@ -70,7 +70,7 @@ def _compute(
         thresholds.data_ptr(),
         gamma,
         soft.data_ptr(),
-        result_memory_format(logits) == torch.channels_last,
+        memory_format == torch.channels_last,
         hard.data_ptr(),
         torch.get_num_threads(),
     )

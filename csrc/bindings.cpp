@@ -60,6 +60,49 @@ void bind_soft_pseudo_labels(uintptr_t logits, int type, const Four& shape, cons
   run([&] { soft_pseudo_labels(call, threads); });
 }
 
+LossResult loss_result(uintptr_t loss, uintptr_t count, uintptr_t gradient, bool channels_last,
+                       float gradient_scale) {
+  LossResult result;
+  result.loss = reinterpret_cast<float*>(loss);
+  result.count = reinterpret_cast<int64_t*>(count);
+  result.gradient = reinterpret_cast<float*>(gradient);
+  result.gradient_channels_last = channels_last;
+  result.gradient_scale = gradient_scale;
+  return result;
+}
+
+// Whether all labels were in range.
+bool bind_upsampled_cross_entropy(uintptr_t logits, int type, const Four& shape,
+                                  const Four& strides, int64_t out_height, int64_t out_width,
+                                  bool align_corners, uintptr_t labels, int64_t ignore_index,
+                                  uintptr_t loss, uintptr_t count, uintptr_t gradient,
+                                  bool channels_last, float gradient_scale, int threads) {
+  CrossEntropyCall call;
+  call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
+  call.labels = reinterpret_cast<const int64_t*>(labels);
+  call.ignore_index = ignore_index;
+  bool in_range = true;
+  call.labels_in_range = &in_range;
+  call.result = loss_result(loss, count, gradient, channels_last, gradient_scale);
+  run([&] { upsampled_cross_entropy(call, threads); });
+  return in_range;
+}
+
+void bind_pseudo_label_loss(uintptr_t logits, int type, const Four& shape, const Four& strides,
+                            int64_t out_height, int64_t out_width, bool align_corners,
+                            uintptr_t label_logits, const Four& label_strides, uintptr_t thresholds,
+                            double gamma, uintptr_t loss, uintptr_t count, uintptr_t gradient,
+                            bool channels_last, float gradient_scale, int threads) {
+  PseudoLabelLossCall call;
+  call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
+  call.label_logits =
+      logits_view(label_logits, type, shape, label_strides, out_height, out_width, align_corners);
+  call.thresholds = reinterpret_cast<const float*>(thresholds);
+  call.gamma = gamma;
+  call.result = loss_result(loss, count, gradient, channels_last, gradient_scale);
+  run([&] { pseudo_label_loss(call, threads); });
+}
+
 // Memory for a large result, as something that torch.frombuffer takes: the block goes back when the
 // last tensor on it is gone.
 class ResultMemory {
@@ -109,7 +152,12 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("cached_bytes", &block_cache_size);
   module.def("release_cache", &release_block_cache);
   // The operators that have a kernel here, by their names in cscl_fast.ops.
-  module.attr("cpu_operators") = py::make_tuple("soft_pseudo_labels");
+  module.attr("cpu_operators") =
+      py::make_tuple("soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss");
   module.def("soft_pseudo_labels", &bind_soft_pseudo_labels,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("upsampled_cross_entropy", &bind_upsampled_cross_entropy,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("pseudo_label_loss", &bind_pseudo_label_loss,
              py::call_guard<py::gil_scoped_release>());
 }

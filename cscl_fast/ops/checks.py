@@ -178,9 +178,10 @@ def _first_bad_place(bad: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in bad.nonzero()[0])
 
 
-def _check_label_values(
+def check_label_values(
     name: str, labels: Tensor, num_classes: int, ignore_index: int = IGNORED
 ) -> None:
+    """Refuse labels that are neither a class nor ignored, where values may be looked at."""
     if not values_readable(labels):
         return
     bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
@@ -202,7 +203,7 @@ def check_label_map(
     """Refuse what is not an int64 label for every location of the tensor `beside`."""
     check_tensor(name, labels, "[B, h, w]", (torch.int64,))
     _check_same_grid(name, labels, beside, beside_name)
-    _check_label_values(name, labels, num_classes)
+    check_label_values(name, labels, num_classes)
 
 
 def _check_same_grid(name: str, labels: Tensor, beside: Tensor, beside_name: str) -> None:
@@ -218,9 +219,12 @@ def _check_same_grid(name: str, labels: Tensor, beside: Tensor, beside_name: str
 
 
 def check_full_size_labels(
-    labels: Any, logits: Tensor, ignore_index: Any, align_corners: Any
+    labels: Any, logits: Tensor, ignore_index: Any, align_corners: Any, *, values: bool = True
 ) -> None:
-    """Refuse what is not int64 labels [B, H, W] that the logits can be resampled to."""
+    """Refuse what is not int64 labels [B, H, W] that the logits can be resampled to.
+
+    `values=False`: whoever computes looks at the values, and calls `check_label_values` if need be.
+    """
     check_tensor("labels", labels, "[B, H, W]", (torch.int64,))
     if labels.shape[0] != logits.shape[0]:
         raise ValueError(
@@ -231,7 +235,8 @@ def check_full_size_labels(
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, numbers.Integral)):
         raise TypeError(f"ignore_index must be an integer; got {_type_name(ignore_index)}")
     check_size(tuple(labels.shape[1:]), logits, align_corners, "the labels' size")
-    _check_label_values("labels", labels, logits.shape[1], int(ignore_index))
+    if values:
+        check_label_values("labels", labels, logits.shape[1], int(ignore_index))
 
 
 def check_features(features: Any, name: str = "features") -> None:

@@ -45,11 +45,19 @@ struct ExponentialRule {
   }
 };
 
+template <typename Real>
+struct SolvedPixel {
+  IntegerOf<Real> hard;  // class of the largest entry, the lowest one of several, or kRejected
+  MaskOf<Real> kept;
+  Real sum;    // S
+  Real scale;  // 1 / T
+};
+
 // Replaces the logits of `column` (get(k), set(k, value), k < classes) by the soft label, zeros if
-// the pixel is rejected, and returns the class of its largest entry, the lowest one of several, or
-// kRejected. A NaN or infinite logit rejects the pixel.
+// the pixel is rejected. A NaN or infinite logit rejects the pixel. column.weighed(k, z_k - m, e_k,
+// q_k) is told what has been computed on the way.
 template <typename Real, typename Rule, typename Column>
-CSCL_HD IntegerOf<Real> solve_soft_pseudo_label(Column& column, int classes, const Rule& rule) {
+CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, int classes, const Rule& rule) {
   const Real zero = {};
   // Two partial results of each kind: half the rounding errors in a row and half the waiting.
   Real highest[2] = {column.get(0), column.get(classes - 1)};
@@ -71,20 +79,22 @@ CSCL_HD IntegerOf<Real> solve_soft_pseudo_label(Column& column, int classes, con
     const Real e = exponential(below);
     const Real q = rule.weigh(below, e, k);
     column.set(k, q);
+    column.weighed(k, below, e, q);
     sum[k % 2] = sum[k % 2] + e;
     total[k % 2] = total[k % 2] + q;
     hard = select(q > best, broadcast_integer<Real>(k), hard);
     best = larger(q, best);
   }
 
-  const Real all = total[0] + total[1];
-  const MaskOf<Real> kept = rule.keeps(sum[0] + sum[1], all) & (disorder[0] + disorder[1] == zero);
-  const Real scale = ScalarOf<Real>(1) / all;
+  const Real weight = total[0] + total[1];
+  const Real all = sum[0] + sum[1];
+  const MaskOf<Real> kept = rule.keeps(all, weight) & (disorder[0] + disorder[1] == zero);
+  const Real scale = ScalarOf<Real>(1) / weight;
 #pragma GCC unroll 32
   for (int k = 0; k < classes; ++k) {
     column.set(k, select(kept, column.get(k) * scale, zero));
   }
-  return select(kept, hard, broadcast_integer<Real>(kRejected));
+  return {select(kept, hard, broadcast_integer<Real>(kRejected)), kept, all, scale};
 }
 
 // The same in the log domain, for δ or γ so small that the powers above would overflow or lose

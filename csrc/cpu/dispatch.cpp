@@ -5,7 +5,10 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-#define CSCL_FOR_EACH_KERNEL(X, isa) X(isa, soft_pseudo_labels, SoftPseudoLabelCall)
+#define CSCL_FOR_EACH_KERNEL(X, isa)                \
+  X(isa, soft_pseudo_labels, SoftPseudoLabelCall)   \
+  X(isa, upsampled_cross_entropy, CrossEntropyCall) \
+  X(isa, pseudo_label_loss, PseudoLabelLossCall)
 
 namespace cscl::cpu {
 

@@ -34,4 +34,36 @@ struct SoftPseudoLabelCall {
 // Throws OutOfMemory when there is no room for scratch (with H x W other than h x w: a few rows).
 void soft_pseudo_labels(const SoftPseudoLabelCall& call, int threads);
 
+// What a loss gives: the mean over the pixels that count, and its gradient.
+struct LossResult {
+  float* loss;     // 0 where nothing counts; nullptr: not wanted
+  int64_t* count;  // pixels that count; nullptr: not wanted
+  // [B, K, h, w] contiguous or channels-last, or nullptr. At H x W other than h x w it is the
+  // mean's gradient, found in the same walk; at h x w it is the sum's, times gradient_scale,
+  // because a walk that does not know the count yet would have to go over the large gradient twice.
+  float* gradient;
+  bool gradient_channels_last;
+  float gradient_scale;
+};
+
+struct CrossEntropyCall {
+  LogitsView logits;
+  const int64_t* labels;  // [B, H, W]
+  int64_t ignore_index;
+  bool* labels_in_range;  // whether each was a class or ignore_index; others count as ignored
+  LossResult result;
+};
+
+struct PseudoLabelLossCall {
+  LogitsView logits;
+  LogitsView label_logits;  // of the network that gives the labels; data nullptr: the logits
+  const float* thresholds;  // [K], in (0, 1]
+  double gamma;             // > 0
+  LossResult result;
+};
+
+// Both throw OutOfMemory when there is no room for scratch.
+void upsampled_cross_entropy(const CrossEntropyCall& call, int threads);
+void pseudo_label_loss(const PseudoLabelLossCall& call, int threads);
+
 }  // namespace cscl::cpu

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "core/soft_pseudo_label_plan.h"
+#include "cpu/columns.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
@@ -27,34 +28,6 @@ constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
 // ---- one tile -----------------------------------------------------------------------------------
 
-// The logits of kLanes pixels, kClasses of them in registers.
-template <int kClasses>
-struct RegisterColumn {
-  Float values[kClasses];
-  CSCL_HD Float get(int k) const { return values[k]; }
-  CSCL_HD void set(int k, Float value) { values[k] = value; }
-};
-
-// Any number of classes: in the tile.
-struct TileColumn {
-  float* tile;
-  int64_t row;
-  CSCL_HD Float get(int k) const { return load<Float>(tile + k * row); }
-  CSCL_HD void set(int k, Float value) { store(tile + k * row, value); }
-};
-
-// Half of the lanes, in double.
-struct DoubleColumn {
-  float* tile;
-  int64_t row;
-  CSCL_HD Double get(int k) const {
-    return __builtin_convertvector(load<HalfFloat>(tile + k * row), Double);
-  }
-  CSCL_HD void set(int k, Double value) {
-    store(tile + k * row, __builtin_convertvector(value, HalfFloat));
-  }
-};
-
 // Solves `pixels` pixels (a multiple of kLanes) whose class k lies at in + k * in_row, to
 // out + k * out_row; in and out may be one.
 template <int kClasses, bool kStream, typename Rule>
@@ -64,7 +37,7 @@ void solve_fixed(const float* in, int64_t in_row, float* out, int64_t out_row, i
     RegisterColumn<kClasses> column;
 #pragma GCC unroll 32
     for (int k = 0; k < kClasses; ++k) column.values[k] = load<Float>(in + k * in_row + i);
-    store(hard + i, solve_soft_pseudo_label<Float>(column, kClasses, rule));
+    store(hard + i, solve_soft_pseudo_label<Float>(column, kClasses, rule).hard);
 #pragma GCC unroll 32
     for (int k = 0; k < kClasses; ++k) {
       if (kStream) {
@@ -96,16 +69,7 @@ void solve_any(int classes, float* tile, int64_t row, int64_t pixels, const Rule
                int32_t* hard) {
   for (int64_t i = 0; i < pixels; i += kLanes) {
     TileColumn column{tile + i, row};
-    store(hard + i, solve_soft_pseudo_label<Float>(column, classes, rule));
-  }
-}
-
-void solve_carefully(int classes, float* tile, int64_t row, int64_t pixels,
-                     const SoftPseudoLabelPlan& plan, int32_t* hard) {
-  for (int64_t i = 0; i < pixels; i += kDoubleLanes) {
-    DoubleColumn column{tile + i, row};
-    const Long labels = solve_soft_pseudo_label_carefully<Double>(column, classes, plan);
-    store(hard + i, __builtin_convertvector(labels, HalfInt));
+    store(hard + i, solve_soft_pseudo_label<Float>(column, classes, rule).hard);
   }
 }
 
@@ -146,21 +110,6 @@ void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64
 
 // ---- the walk over pixels -----------------------------------------------------------------------
 
-enum class Order { planes, interleaved, strided };
-
-// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
-Order order_of(const LogitsView& view) {
-  const bool one_row = view.height == 1, one_column = view.width == 1;
-  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
-    return Order::planes;
-  }
-  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
-      (one_row || view.stride_row == view.width * view.classes)) {
-    return Order::interleaved;
-  }
-  return Order::strided;
-}
-
 // Pixels begin .. end-1 of one image at the logits' own size.
 template <typename Element, bool kStream>
 void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int64_t image,
@@ -168,31 +117,26 @@ void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& pl
   const LogitsView& view = call.logits;
   const int64_t classes = view.classes;
   const int64_t plane = view.height * view.width;
-  const Order order = order_of(view);
+  const PixelOrder order = order_of(view);
   const Element* logits = static_cast<const Element*>(view.data) + image * view.stride_batch;
   Element* soft = static_cast<Element*>(call.soft) + image * classes * plane;
   int64_t* hard = call.hard + image * plane;
   alignas(64) float tile[kTileFloats];
   alignas(64) int32_t labels[kMaximumTilePixels];
 
-  const int64_t step = tile_pixels(classes, order == Order::interleaved || call.soft_channels_last);
+  const int64_t step =
+      tile_pixels(classes, order == PixelOrder::interleaved || call.soft_channels_last);
   for (int64_t p = begin; p < end; p += step) {
     const int64_t pixels = smaller_of(step, end - p);
     const int64_t row = round_up(pixels, kLanes);
-    if (sizeof(Element) == 4 && order == Order::planes && !call.soft_channels_last &&
+    if (sizeof(Element) == 4 && order == PixelOrder::planes && !call.soft_channels_last &&
         pixels % kLanes == 0 && has_fixed_kernel(plan, classes)) {
       // float32 planes need no tile: logits go straight to registers, labels straight to memory.
       solve_fixed<kStream>(plan, static_cast<int>(classes),
                            reinterpret_cast<const float*>(logits) + p, view.stride_class,
                            reinterpret_cast<float*>(soft) + p, plane, pixels, labels);
     } else {
-      if (order == Order::planes) {
-        load_planes(logits + p, view.stride_class, classes, pixels, tile, row);
-      } else if (order == Order::interleaved) {
-        load_interleaved(logits + p * classes, classes, pixels, tile, row);
-      } else {
-        load_strided(logits, view, p, pixels, tile, row);
-      }
+      load_pixels(logits, view, order, p, pixels, tile, row);
       solve_tile(plan, static_cast<int>(classes), tile, row, pixels, labels);
       if (call.soft_channels_last) {
         store_interleaved<Element, kStream>(tile, row, classes, pixels, soft + p * classes);

@@ -87,10 +87,11 @@ inline void interpolate_rows(const Element* image, const cscl::cpu::LogitsView& 
   }
 }
 
-// Output columns x .. x + pixels - 1 of the row in scratch.between, to the tile.
-inline void interpolate_columns(const RowScratch& scratch, const ColumnPositions& columns,
-                                int64_t width, int64_t x, int64_t pixels, int64_t classes,
-                                float* tile, int64_t tile_row) {
+// Output columns x .. x + pixels - 1 of the row at `between` [K, scratch_stride(width)], to the
+// tile.
+inline void interpolate_columns(const float* between, const ColumnPositions& columns, int64_t width,
+                                int64_t x, int64_t pixels, int64_t classes, float* tile,
+                                int64_t tile_row) {
   const int64_t stride = scratch_stride(width);
   for (int64_t i = 0; i < pixels; i += kLanes) {
     const int64_t* first = columns.first + x + i;
@@ -99,7 +100,7 @@ inline void interpolate_columns(const RowScratch& scratch, const ColumnPositions
     const Float far_weight = load<Float>(columns.far_weight + x + i);
     const int64_t lanes = smaller_of(kLanes, pixels - i);
     for (int64_t k = 0; k < classes; ++k) {
-      const float* row = scratch.between + k * stride;
+      const float* row = between + k * stride;
       Float near = {}, far = {};
       if (order[0] >= 0) {
         near = permute(row + first[0], order);
@@ -113,6 +114,12 @@ inline void interpolate_columns(const RowScratch& scratch, const ColumnPositions
       store(tile + k * tile_row + i, interpolate(near_weight, near, far_weight, far));
     }
   }
+}
+
+inline void interpolate_columns(const RowScratch& scratch, const ColumnPositions& columns,
+                                int64_t width, int64_t x, int64_t pixels, int64_t classes,
+                                float* tile, int64_t tile_row) {
+  interpolate_columns(scratch.between, columns, width, x, pixels, classes, tile, tile_row);
 }
 
 // Fills in `columns`, whose arrays are there already.

@@ -1,0 +1,182 @@
+"""Self-training loss of the target domain, the second term of Eq. 7, by the compiled kernel.
+
+`torch.ops.cscl_fast.pseudo_label_loss` is computed by csrc/cpu/pseudo_label_loss.cpp. The gradient
+comes from the same walk over the pixels, or, at the logits' own size, from a second one, as in
+`upsampled_cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cscl_fast import backends
+
+from .loss import empty_gradient, fake_gradient, gradient_format, scaled_gradient
+from .registration import DTYPE_CODES, LIBRARY
+
+LIBRARY.define(
+    "pseudo_label_loss(Tensor logits, Tensor? label_logits, Tensor thresholds, float gamma,"
+    " SymInt height, SymInt width, bool align_corners, bool record) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "pseudo_label_loss_backward(Tensor scale, Tensor logits, Tensor? label_logits,"
+    " Tensor thresholds, float gamma) -> Tensor"
+)
+
+
+def _call(
+    logits: Tensor,
+    label_logits: Tensor | None,
+    thresholds: Tensor,
+    gamma: float,
+    size: tuple[int, int],
+    align_corners: bool,
+    loss: Tensor | None,
+    count: Tensor | None,
+    gradient: Tensor | None,
+    scale: float,
+) -> None:
+    thresholds = thresholds.contiguous()
+    backends.library().pseudo_label_loss(
+        logits.data_ptr(),
+        DTYPE_CODES[logits.dtype],
+        tuple(logits.shape),
+        logits.stride(),
+        *size,
+        align_corners,
+        0 if label_logits is None else label_logits.data_ptr(),
+        logits.stride() if label_logits is None else label_logits.stride(),
+        thresholds.data_ptr(),
+        gamma,
+        0 if loss is None else loss.data_ptr(),
+        0 if count is None else count.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        gradient_format(logits) == torch.channels_last,
+        scale,
+        torch.get_num_threads(),
+    )
+
+
+@torch.library.register_fake("cscl_fast::pseudo_label_loss", lib=LIBRARY)
+def _fake(
+    logits: Tensor,
+    label_logits: Tensor | None,
+    thresholds: Tensor,
+    gamma: float,
+    height: int,
+    width: int,
+    align_corners: bool,
+    record: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    resized = (height, width) != tuple(logits.shape[2:])
+    return (
+        logits.new_empty((), dtype=torch.float32),
+        logits.new_empty((), dtype=torch.int64),
+        fake_gradient(logits, record and resized),
+    )
+
+
+def _compute(
+    logits: Tensor,
+    label_logits: Tensor | None,
+    thresholds: Tensor,
+    gamma: float,
+    height: int,
+    width: int,
+    align_corners: bool,
+    record: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from cscl_fast.ops import checks  # the operators import this module
+
+    thresholds = checks.check_thresholds(thresholds, logits)
+    loss = torch.zeros((), dtype=torch.float32)
+    count = torch.zeros((), dtype=torch.int64)
+    resized = (height, width) != tuple(logits.shape[2:])
+    gradient = empty_gradient(logits, record and resized)
+    if logits.shape[0] * height * width == 0:
+        return loss, count, gradient.zero_()
+    wanted = gradient if record and resized else None
+    size = (height, width)
+    _call(
+        logits, label_logits, thresholds, gamma, size, align_corners, loss, count, wanted, 1.0
+    )  # fmt: skip
+    return loss, count, gradient
+
+
+@torch.library.register_fake("cscl_fast::pseudo_label_loss_backward", lib=LIBRARY)
+def _fake_backward(
+    scale: Tensor, logits: Tensor, label_logits: Tensor | None, thresholds: Tensor, gamma: float
+) -> Tensor:
+    return fake_gradient(logits, True)
+
+
+def _compute_backward(
+    scale: Tensor, logits: Tensor, label_logits: Tensor | None, thresholds: Tensor, gamma: float
+) -> Tensor:
+    gradient = empty_gradient(logits, True)
+    if logits.numel() > 0:
+        size = (logits.shape[2], logits.shape[3])
+        _call(
+            logits, label_logits, thresholds, gamma, size, False, None, None, gradient, float(scale)
+        )
+    return gradient
+
+
+LIBRARY.impl("pseudo_label_loss", _compute, "CPU")
+LIBRARY.impl("pseudo_label_loss_backward", _compute_backward, "CPU")
+LIBRARY.impl("pseudo_label_loss_backward", torch.library.fallthrough_kernel, "Autograd")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, label_logits, thresholds, ctx.gamma, height, width, *_ = inputs
+    _, count, gradient = output
+    ctx.resized = (height, width) != tuple(logits.shape[2:])
+    ctx.mark_non_differentiable(count, gradient)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, label_logits, thresholds, count, gradient)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    logits, label_logits, thresholds, count, gradient = ctx.saved_tensors
+    nothing = (None,) * 7
+    if upstream is None:
+        return (None, *nothing)
+
+    def walk_again(scale: Tensor) -> Tensor:
+        return torch.ops.cscl_fast.pseudo_label_loss_backward(
+            scale, logits, label_logits, thresholds, ctx.gamma
+        )
+
+    recorded = gradient if ctx.resized else None
+    return (
+        scaled_gradient(upstream, logits, count, recorded, walk_again, "pseudo_label_loss"),
+        *nothing,
+    )
+
+
+torch.library.register_autograd(
+    "cscl_fast::pseudo_label_loss", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+def pseudo_label_loss(
+    logits: Tensor,  # [B, K, h, w] float32 | float16 | bfloat16
+    thresholds: Tensor,  # [K] float32, in (0, 1]
+    gamma: float,
+    label_logits: Tensor | None,  # [B, K, h, w] float32 | float16 | bfloat16
+    size: tuple[int, int] | None,  # (H, W)
+    align_corners: bool,
+) -> Tensor:  # scalar float32
+    """Mean over the kept pixels of -Σ_k ŷ_k log p_k; 0 where nothing is kept."""
+    if label_logits is not None:
+        label_logits = label_logits.detach()
+        if label_logits.dtype != logits.dtype:
+            logits, label_logits = logits.float(), label_logits.float()
+    height, width = logits.shape[2:] if size is None else size
+    record = torch.is_grad_enabled() and logits.requires_grad
+    return torch.ops.cscl_fast.pseudo_label_loss(
+        logits, label_logits, thresholds, gamma, height, width, align_corners, record
+    )[0]

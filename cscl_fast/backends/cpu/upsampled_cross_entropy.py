@@ -1,0 +1,149 @@
+"""Cross-entropy on bilinearly upsampled logits, by the compiled kernel.
+
+`torch.ops.cscl_fast.upsampled_cross_entropy` is computed by csrc/cpu/upsampled_cross_entropy.cpp.
+When a gradient will be needed, the same walk over the pixels finds it, at the logits' own small
+size. Labels as small as the logits are walked again by `..._backward`: their gradient is as large
+as the logits, and writing it before the number of pixels is known would mean writing it twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cscl_fast import backends
+
+from .loss import empty_gradient, fake_gradient, gradient_format, scaled_gradient
+from .registration import DTYPE_CODES, LIBRARY
+
+LIBRARY.define(
+    "upsampled_cross_entropy(Tensor logits, Tensor labels, int ignore_index, bool align_corners,"
+    " bool record) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "upsampled_cross_entropy_backward(Tensor scale, Tensor logits, Tensor labels, int ignore_index)"
+    " -> Tensor"
+)
+
+
+def _call(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    align_corners: bool,
+    loss: Tensor | None,
+    count: Tensor | None,
+    gradient: Tensor | None,
+    scale: float,
+) -> None:
+    labels = labels.contiguous()
+    in_range = backends.library().upsampled_cross_entropy(
+        logits.data_ptr(),
+        DTYPE_CODES[logits.dtype],
+        tuple(logits.shape),
+        logits.stride(),
+        *labels.shape[1:],
+        align_corners,
+        labels.data_ptr(),
+        ignore_index,
+        0 if loss is None else loss.data_ptr(),
+        0 if count is None else count.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        gradient_format(logits) == torch.channels_last,
+        scale,
+        torch.get_num_threads(),
+    )
+    if not in_range:
+        from cscl_fast.ops import checks  # the operators import this module
+
+        checks.check_label_values("labels", labels, logits.shape[1], ignore_index)
+
+
+@torch.library.register_fake("cscl_fast::upsampled_cross_entropy", lib=LIBRARY)
+def _fake(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, record: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    resized = tuple(labels.shape[1:]) != tuple(logits.shape[2:])
+    return (
+        logits.new_empty((), dtype=torch.float32),
+        logits.new_empty((), dtype=torch.int64),
+        fake_gradient(logits, record and resized),
+    )
+
+
+def _compute(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, record: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = torch.zeros((), dtype=torch.float32)
+    count = torch.zeros((), dtype=torch.int64)
+    resized = labels.shape[1:] != logits.shape[2:]
+    gradient = empty_gradient(logits, record and resized)
+    if labels.numel() == 0:
+        return loss, count, gradient.zero_()
+    wanted = gradient if record and resized else None
+    _call(logits, labels, ignore_index, align_corners, loss, count, wanted, 1.0)
+    return loss, count, gradient
+
+
+@torch.library.register_fake("cscl_fast::upsampled_cross_entropy_backward", lib=LIBRARY)
+def _fake_backward(scale: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    return fake_gradient(logits, True)
+
+
+def _compute_backward(scale: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    gradient = empty_gradient(logits, True)
+    if labels.numel() > 0:
+        _call(logits, labels, ignore_index, False, None, None, gradient, float(scale))
+    return gradient
+
+
+LIBRARY.impl("upsampled_cross_entropy", _compute, "CPU")
+LIBRARY.impl("upsampled_cross_entropy_backward", _compute_backward, "CPU")
+LIBRARY.impl("upsampled_cross_entropy_backward", torch.library.fallthrough_kernel, "Autograd")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, labels, ctx.ignore_index, _, ctx.recorded = inputs
+    _, count, gradient = output
+    ctx.mark_non_differentiable(count, gradient)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, labels, count, gradient)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    logits, labels, count, gradient = ctx.saved_tensors
+    nothing = (None, None, None, None)
+    if upstream is None:
+        return (None, *nothing)
+
+    def walk_again(scale: Tensor) -> Tensor:
+        return torch.ops.cscl_fast.upsampled_cross_entropy_backward(
+            scale, logits, labels, ctx.ignore_index
+        )
+
+    resized = tuple(labels.shape[1:]) != tuple(logits.shape[2:])
+    recorded = gradient if resized else None
+    return (
+        scaled_gradient(upstream, logits, count, recorded, walk_again, "upsampled_cross_entropy"),
+        *nothing,
+    )
+
+
+torch.library.register_autograd(
+    "cscl_fast::upsampled_cross_entropy", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,  # [B, K, h, w] float32 | float16 | bfloat16
+    labels: Tensor,  # [B, H, W] int64
+    ignore_index: int,
+    align_corners: bool,
+) -> Tensor:  # scalar float32
+    """Mean over the labelled pixels of -log p_label; 0 where no pixel is labelled."""
+    record = torch.is_grad_enabled() and logits.requires_grad
+    return torch.ops.cscl_fast.upsampled_cross_entropy(
+        logits, labels, ignore_index, align_corners, record
+    )[0]

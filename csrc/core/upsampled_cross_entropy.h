@@ -1,0 +1,55 @@
+// Cross-entropy of one pixel with its label, the first term of Eq. 7, and its gradient.
+//
+// With m = max z, e_k = exp(z_k - m) and S = Σ e_k the loss is log S - (z_label - m), and its
+// gradient by z_k is e_k / S - [k = label]. A NaN or +inf among the logits of a labelled pixel
+// reaches both; a class at -inf has probability 0, as in PyTorch.
+#pragma once
+
+#include "core/arithmetic.h"
+#include "core/exponential.h"
+
+CSCL_CORE_BEGIN
+
+constexpr int32_t kUnlabelled = -1;
+
+template <typename Real>
+struct PixelLoss {
+  Real loss;             // 0 where the pixel does not count
+  Real scale;            // 1 / S, 0 where it does not count: gradient k is e_k * scale - target k
+  MaskOf<Real> counted;  // all bits set where it does
+};
+
+// Replaces the logits of `column` (get(k), set(k, value), k < classes) by the e_k. `label` is a
+// class or kUnlabelled.
+template <typename Real, typename Column>
+CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, int classes, IntegerOf<Real> label) {
+  const Real zero = {};
+  const Real lowest = broadcast<Real>(ScalarOf<Real>(-3e38));
+  Real highest[2] = {column.get(0), column.get(classes - 1)};
+  Real poison[2] = {zero, zero};  // 0, or NaN once a logit is NaN or +inf
+#pragma GCC unroll 32
+  for (int k = 0; k < classes; ++k) {
+    const Real z = column.get(k);
+    highest[k % 2] = larger(z, highest[k % 2]);
+    poison[k % 2] = multiply_add(larger(lowest, z), zero, poison[k % 2]);  // keeps a NaN in z
+  }
+  const Real largest = larger(highest[0], highest[1]);
+
+  Real sum[2] = {zero, zero};
+  Real chosen = zero;
+#pragma GCC unroll 32
+  for (int k = 0; k < classes; ++k) {
+    const Real below = column.get(k) - largest;
+    const Real e = exponential(below);
+    chosen = select(label == k, below, chosen);
+    column.set(k, e);
+    sum[k % 2] = sum[k % 2] + e;
+  }
+  const Real all = sum[0] + sum[1];
+  const Real spoiled = poison[0] + poison[1] + (largest - largest);
+  const MaskOf<Real> counted = label >= 0;
+  return {select(counted, logarithm(all) - chosen + spoiled, zero),
+          select(counted, ScalarOf<Real>(1) / all + spoiled, zero), counted};
+}
+
+CSCL_CORE_END

@@ -1,0 +1,80 @@
+// The logits of kLanes pixels, as the formulas of core/ take them: get(k) and set(k, value).
+#pragma once
+
+#include "core/soft_pseudo_label.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+#include "cpu/tile.h"
+
+CSCL_CORE_BEGIN
+
+// In registers, as far as they reach; kClasses = 0: any number, in the cache.
+template <int kClasses>
+struct RegisterColumn {
+  Float values[kClasses == 0 ? cscl::kMaximumClasses : kClasses];
+  CSCL_HD Float get(int k) const { return values[k]; }
+  CSCL_HD void set(int k, Float value) { values[k] = value; }
+  CSCL_HD void weighed(int, Float, Float, Float) {}
+};
+
+// Any number of classes: in the tile.
+struct TileColumn {
+  float* tile;
+  int64_t row;
+  CSCL_HD Float get(int k) const { return load<Float>(tile + k * row); }
+  CSCL_HD void set(int k, Float value) { store(tile + k * row, value); }
+  CSCL_HD void weighed(int, Float, Float, Float) {}
+};
+
+// Half of the lanes, in double.
+struct DoubleColumn {
+  float* tile;
+  int64_t row;
+  CSCL_HD Double get(int k) const {
+    return __builtin_convertvector(load<HalfFloat>(tile + k * row), Double);
+  }
+  CSCL_HD void set(int k, Double value) {
+    store(tile + k * row, __builtin_convertvector(value, HalfFloat));
+  }
+};
+
+// solve_soft_pseudo_label_carefully for `pixels` pixels of a tile, a multiple of kLanes.
+inline void solve_carefully(int classes, float* tile, int64_t row, int64_t pixels,
+                            const cscl::SoftPseudoLabelPlan& plan, int32_t* hard) {
+  for (int64_t i = 0; i < pixels; i += kDoubleLanes) {
+    DoubleColumn column{tile + i, row};
+    const Long labels = solve_soft_pseudo_label_carefully<Double>(column, classes, plan);
+    store(hard + i, __builtin_convertvector(labels, HalfInt));
+  }
+}
+
+// How the pixels of an image follow each other in memory.
+enum class PixelOrder { planes, interleaved, strided };
+
+// Strides of axes of length 1 mean nothing.
+inline PixelOrder order_of(const cscl::cpu::LogitsView& view) {
+  const bool one_row = view.height == 1, one_column = view.width == 1;
+  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
+    return PixelOrder::planes;
+  }
+  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
+      (one_row || view.stride_row == view.width * view.classes)) {
+    return PixelOrder::interleaved;
+  }
+  return PixelOrder::strided;
+}
+
+// Pixels begin .. begin + pixels - 1 of one image, from memory to a tile.
+template <typename Element>
+inline void load_pixels(const Element* image, const cscl::cpu::LogitsView& view, PixelOrder order,
+                        int64_t begin, int64_t pixels, float* tile, int64_t row) {
+  if (order == PixelOrder::planes) {
+    load_planes(image + begin, view.stride_class, view.classes, pixels, tile, row);
+  } else if (order == PixelOrder::interleaved) {
+    load_interleaved(image + begin * view.classes, view.classes, pixels, tile, row);
+  } else {
+    load_strided(image, view, begin, pixels, tile, row);
+  }
+}
+
+CSCL_CORE_END

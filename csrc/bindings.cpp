@@ -61,13 +61,14 @@ void bind_soft_pseudo_labels(uintptr_t logits, int type, const Four& shape, cons
 }
 
 LossResult loss_result(uintptr_t loss, uintptr_t count, uintptr_t gradient, bool channels_last,
-                       float gradient_scale) {
+                       bool of_mean, float gradient_scale) {
   LossResult result;
   result.loss = reinterpret_cast<float*>(loss);
   result.count = reinterpret_cast<int64_t*>(count);
   result.gradient = reinterpret_cast<float*>(gradient);
   result.gradient_channels_last = channels_last;
-  result.gradient_scale = gradient_scale;
+  result.gradient_of_mean = of_mean;
+  result.gradient_scale = of_mean ? 1.0f : gradient_scale;
   return result;
 }
 
@@ -76,14 +77,14 @@ bool bind_upsampled_cross_entropy(uintptr_t logits, int type, const Four& shape,
                                   const Four& strides, int64_t out_height, int64_t out_width,
                                   bool align_corners, uintptr_t labels, int64_t ignore_index,
                                   uintptr_t loss, uintptr_t count, uintptr_t gradient,
-                                  bool channels_last, float gradient_scale, int threads) {
+                                  bool channels_last, bool of_mean, float gradient_scale, int threads) {
   CrossEntropyCall call;
   call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
   call.labels = reinterpret_cast<const int64_t*>(labels);
   call.ignore_index = ignore_index;
   bool in_range = true;
   call.labels_in_range = &in_range;
-  call.result = loss_result(loss, count, gradient, channels_last, gradient_scale);
+  call.result = loss_result(loss, count, gradient, channels_last, of_mean, gradient_scale);
   run([&] { upsampled_cross_entropy(call, threads); });
   return in_range;
 }
@@ -92,14 +93,14 @@ void bind_pseudo_label_loss(uintptr_t logits, int type, const Four& shape, const
                             int64_t out_height, int64_t out_width, bool align_corners,
                             uintptr_t label_logits, const Four& label_strides, uintptr_t thresholds,
                             double gamma, uintptr_t loss, uintptr_t count, uintptr_t gradient,
-                            bool channels_last, float gradient_scale, int threads) {
+                            bool channels_last, bool of_mean, float gradient_scale, int threads) {
   PseudoLabelLossCall call;
   call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
   call.label_logits =
       logits_view(label_logits, type, shape, label_strides, out_height, out_width, align_corners);
   call.thresholds = reinterpret_cast<const float*>(thresholds);
   call.gamma = gamma;
-  call.result = loss_result(loss, count, gradient, channels_last, gradient_scale);
+  call.result = loss_result(loss, count, gradient, channels_last, of_mean, gradient_scale);
   run([&] { pseudo_label_loss(call, threads); });
 }
 

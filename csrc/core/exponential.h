@@ -61,16 +61,16 @@ struct ExponentialConstants<double> {
   CSCL_HD static constexpr int64_t mantissa_mask() { return 0x000fffffffffffff; }
 };
 
-// exp(x) for x <= 0, relative error about 2 ulp. Below lowest() the answer stays at exp(lowest()),
-// 4e-38 or 1e-300: small enough never to be seen, large enough to be a normal number.
+// exp(x) = 2^n p for x <= 0, relative error about 2 ulp; returns p and leaves in `shifted` a number
+// whose lowest bits are n + bias. Below lowest() the answer stays at exp(lowest()), 4e-38 or 1e-300:
+// small enough never to be seen, large enough to be a normal number.
 template <typename Real>
-CSCL_HD Real exponential(Real x) {
+CSCL_HD Real exponential_parts(Real x, ScalarOf<Real> bias, Real& shifted) {
   using Constants = ExponentialConstants<ScalarOf<Real>>;
-  x = larger(x, broadcast<Real>(Constants::lowest()));
   // Adding 1.5 * 2^mantissa leaves the nearest integer n of x / ln 2 in the lowest bits.
-  const Real shifted = multiply_add(x, broadcast<Real>(Constants::inverse_ln2()),
-                                    broadcast<Real>(Constants::rounder()));
-  const Real n = shifted - Constants::rounder();
+  const ScalarOf<Real> rounder = Constants::rounder() + bias;
+  shifted = multiply_add(x, broadcast<Real>(Constants::inverse_ln2()), broadcast<Real>(rounder));
+  const Real n = shifted - rounder;
 #if defined(__FMA__) || defined(__CUDA_ARCH__) || defined(__ARM_FEATURE_FMA)
   // Unrounded product: the error of the constant, 2e-9 n, is all that is left.
   const Real f = multiply_add(n, broadcast<Real>(-Constants::ln2()), x);
@@ -82,7 +82,26 @@ CSCL_HD Real exponential(Real x) {
   for (int i = 1; i < Constants::terms; ++i) {
     p = multiply_add(p, f, broadcast<Real>(Constants::coefficient(i)));
   }
+  return p;
+}
+
+// exp(x) for x <= 0; a NaN becomes a tiny number.
+template <typename Real>
+CSCL_HD Real exponential(Real x) {
+  using Constants = ExponentialConstants<ScalarOf<Real>>;
+  Real shifted;
+  const Real p = exponential_parts(larger(x, broadcast<Real>(Constants::lowest())), 0, shifted);
   return from_bits<Real>(bits_of(p) + (bits_of(shifted) << Constants::mantissa_bits));
+}
+
+// The same for one multiplication more, and a NaN stays one.
+template <typename Real>
+CSCL_HD Real exponential_or_nan(Real x) {
+  using Constants = ExponentialConstants<ScalarOf<Real>>;
+  constexpr int bias = (1 << (8 * sizeof(ScalarOf<Real>) - 2 - Constants::mantissa_bits)) - 1;
+  Real shifted;
+  const Real p = exponential_parts(larger(broadcast<Real>(Constants::lowest()), x), bias, shifted);
+  return p * from_bits<Real>(bits_of(shifted) << Constants::mantissa_bits);
 }
 
 // log(x) for normal x > 0: x = 2^n m with m in [sqrt(1/2), sqrt(2)), and log m by the series of the

@@ -24,14 +24,10 @@ struct PixelLoss {
 template <typename Real, typename Column>
 CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, int classes, IntegerOf<Real> label) {
   const Real zero = {};
-  const Real lowest = broadcast<Real>(ScalarOf<Real>(-3e38));
   Real highest[2] = {column.get(0), column.get(classes - 1)};
-  Real poison[2] = {zero, zero};  // 0, or NaN once a logit is NaN or +inf
 #pragma GCC unroll 32
   for (int k = 0; k < classes; ++k) {
-    const Real z = column.get(k);
-    highest[k % 2] = larger(z, highest[k % 2]);
-    poison[k % 2] = multiply_add(larger(lowest, z), zero, poison[k % 2]);  // keeps a NaN in z
+    highest[k % 2] = larger(column.get(k), highest[k % 2]);
   }
   const Real largest = larger(highest[0], highest[1]);
 
@@ -40,16 +36,15 @@ CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, int classes, Integer
 #pragma GCC unroll 32
   for (int k = 0; k < classes; ++k) {
     const Real below = column.get(k) - largest;
-    const Real e = exponential(below);
+    const Real e = exponential_or_nan(below);  // inf - inf is one, too
     chosen = select(label == k, below, chosen);
     column.set(k, e);
     sum[k % 2] = sum[k % 2] + e;
   }
   const Real all = sum[0] + sum[1];
-  const Real spoiled = poison[0] + poison[1] + (largest - largest);
   const MaskOf<Real> counted = label >= 0;
-  return {select(counted, logarithm(all) - chosen + spoiled, zero),
-          select(counted, ScalarOf<Real>(1) / all + spoiled, zero), counted};
+  return {select(counted, logarithm(all) - chosen + (all - all), zero),
+          select(counted, ScalarOf<Real>(1) / all, zero), counted};
 }
 
 CSCL_CORE_END

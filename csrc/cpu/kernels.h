@@ -38,11 +38,13 @@ void soft_pseudo_labels(const SoftPseudoLabelCall& call, int threads);
 struct LossResult {
   float* loss;     // 0 where nothing counts; nullptr: not wanted
   int64_t* count;  // pixels that count; nullptr: not wanted
-  // [B, K, h, w] contiguous or channels-last, or nullptr. At H x W other than h x w it is the
-  // mean's gradient, found in the same walk; at h x w it is the sum's, times gradient_scale,
-  // because a walk that does not know the count yet would have to go over the large gradient twice.
+  // [B, K, h, w] contiguous or channels-last, or nullptr: found in the same walk.
   float* gradient;
   bool gradient_channels_last;
+  // True: the gradient of the mean. False, at the logits' own size only: that of the sum, times
+  // gradient_scale. A walk does not know yet how many pixels count, and a large gradient is better
+  // written in a second walk than gone over twice.
+  bool gradient_of_mean;
   float gradient_scale;
 };
 

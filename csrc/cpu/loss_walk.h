@@ -416,6 +416,10 @@ void walk_loss_pixels(const Call& call, const Loss& prototype, const LogitsView&
   });
   LossTotal all;
   finish_totals(totals, tasks, result, all);
+  if (result.gradient == nullptr || !result.gradient_of_mean) return;
+  const float scale = static_cast<float>(1.0 / static_cast<double>(all.count > 0 ? all.count : 1));
+  const int64_t elements = view.batch * view.classes * plane;
+  for (int64_t i = 0; i < elements; ++i) result.gradient[i] *= scale;
 }
 
 template <typename Element, int kClasses, typename Loss, typename Call>

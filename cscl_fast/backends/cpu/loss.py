@@ -1,8 +1,6 @@
-"""What both losses share on the way back: the gradient's place, scale and type."""
+"""What both losses share: where their gradient lies, when it is found, its scale and its type."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,10 +8,19 @@ from torch import Tensor
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from . import memory
-from .second_derivative import refuse_second_derivative
 
 # The gradient lies as the logits do.
 gradient_format = result_memory_format
+
+# At the logits' own size a gradient of up to this many elements (4 MiB) is found in the forward
+# walk. A larger one is written in a walk of its own: before the pixels are counted it would have
+# to be gone over twice.
+_SMALL = 1 << 20
+
+
+def recorded_forward(logits: Tensor, size: tuple[int, int]) -> bool:
+    """Whether the forward walk finds the gradient, for an evaluation at `size` (H, W)."""
+    return size != (logits.shape[2], logits.shape[3]) or logits.numel() <= _SMALL
 
 
 def fake_gradient(logits: Tensor, wanted: bool) -> Tensor:
@@ -39,19 +46,6 @@ def empty_gradient(logits: Tensor, wanted: bool) -> Tensor:
     return memory.empty(tuple(logits.shape), torch.float32, gradient_format(logits))
 
 
-def scaled_gradient(
-    upstream: Tensor,  # scalar: gradient by the loss
-    logits: Tensor,  # [B, K, h, w]
-    count: Tensor,  # scalar int64
-    recorded: Tensor | None,  # [B, K, h, w] float32, found by the forward walk
-    walk_again: Callable[[Tensor], Tensor],  # scale → the sum's gradient times it
-    operator: str,
-) -> Tensor:
-    """Gradient by the logits, in their dtype."""
-    with torch.no_grad():
-        if recorded is not None:
-            gradient = recorded * upstream
-        else:
-            gradient = walk_again(upstream / count.clamp(min=1))
-        gradient = gradient.to(logits.dtype)
-    return refuse_second_derivative(gradient, logits, operator)
+def in_dtype_of(gradient: Tensor, logits: Tensor) -> Tensor:
+    """The gradient in the logits' dtype."""
+    return gradient if gradient.dtype == logits.dtype else gradient.to(logits.dtype)

@@ -5,7 +5,9 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-#define CSCL_FOR_EACH_KERNEL(X, isa) X(isa, soft_pseudo_labels, SoftPseudoLabelCall)
+#define CSCL_FOR_EACH_KERNEL(X, isa)              \
+  X(isa, soft_pseudo_labels, SoftPseudoLabelCall) \
+  X(isa, transfer_reward, TransferRewardCall)
 
 namespace cscl::cpu {
 

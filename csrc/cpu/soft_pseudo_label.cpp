@@ -146,21 +146,6 @@ void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64
 
 // ---- the walk over pixels -----------------------------------------------------------------------
 
-enum class Order { planes, interleaved, strided };
-
-// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
-Order order_of(const LogitsView& view) {
-  const bool one_row = view.height == 1, one_column = view.width == 1;
-  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
-    return Order::planes;
-  }
-  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
-      (one_row || view.stride_row == view.width * view.classes)) {
-    return Order::interleaved;
-  }
-  return Order::strided;
-}
-
 // Pixels begin .. end-1 of one image at the logits' own size.
 template <typename Element, bool kStream>
 void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int64_t image,
@@ -168,27 +153,28 @@ void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& pl
   const LogitsView& view = call.logits;
   const int64_t classes = view.classes;
   const int64_t plane = view.height * view.width;
-  const Order order = order_of(view);
+  const PixelOrder order = pixel_order(view);
   const Element* logits = static_cast<const Element*>(view.data) + image * view.stride_batch;
   Element* soft = static_cast<Element*>(call.soft) + image * classes * plane;
   int64_t* hard = call.hard + image * plane;
   alignas(64) float tile[kTileFloats];
   alignas(64) int32_t labels[kMaximumTilePixels];
 
-  const int64_t step = tile_pixels(classes, order == Order::interleaved || call.soft_channels_last);
+  const int64_t step =
+      tile_pixels(classes, order == PixelOrder::interleaved || call.soft_channels_last);
   for (int64_t p = begin; p < end; p += step) {
     const int64_t pixels = smaller_of(step, end - p);
     const int64_t row = round_up(pixels, kLanes);
-    if (sizeof(Element) == 4 && order == Order::planes && !call.soft_channels_last &&
+    if (sizeof(Element) == 4 && order == PixelOrder::planes && !call.soft_channels_last &&
         pixels % kLanes == 0 && has_fixed_kernel(plan, classes)) {
       // float32 planes need no tile: logits go straight to registers, labels straight to memory.
       solve_fixed<kStream>(plan, static_cast<int>(classes),
                            reinterpret_cast<const float*>(logits) + p, view.stride_class,
                            reinterpret_cast<float*>(soft) + p, plane, pixels, labels);
     } else {
-      if (order == Order::planes) {
+      if (order == PixelOrder::planes) {
         load_planes(logits + p, view.stride_class, classes, pixels, tile, row);
-      } else if (order == Order::interleaved) {
+      } else if (order == PixelOrder::interleaved) {
         load_interleaved(logits + p * classes, classes, pixels, tile, row);
       } else {
         load_strided(logits, view, p, pixels, tile, row);

@@ -198,24 +198,39 @@ def agree(operator: str, ours: Any, eager: Any) -> None:
         assert torch.equal(ours[1], eager[1])
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("point", POINTS, ids=str)
-def bench(point: Point, operator: str, contend: Callable[..., None], at_threads: None) -> None:
-    classes, height, width = point.shape
+def contests() -> list[Any]:
+    """(point, operator, contender), without eager PyTorch where it would not fit."""
+    found = []
+    for point in POINTS:
+        classes, height, width = point.shape
+        fits = max(classes, CHANNELS) * height * width <= EAGER_ELEMENTS
+        for operator in OPERATORS:
+            for contender in (EAGER, OURS) if fits else (OURS,):
+                name = f"{operator} {point}-{contender}"
+                found.append(pytest.param(point, operator, contender, fits, id=name))
+    return found
+
+
+@pytest.mark.parametrize(("point", "operator", "contender", "fits"), contests())
+def bench(
+    point: Point,
+    operator: str,
+    contender: str,
+    fits: bool,
+    contend: Callable[..., None],
+    at_threads: None,
+) -> None:
     work = work_of(operator, point)
-    fits = max(classes, CHANNELS) * height * width <= EAGER_ELEMENTS
-    gradients = operator in (*LOSSES, "class_centroids")
-    with torch.set_grad_enabled(gradients):
-        ours = work.ours()
+    with torch.set_grad_enabled(operator in (*LOSSES, "class_centroids")):
         if fits:
-            agree(operator, ours, work.eager())
-        del ours
-        for contender, function in ((OURS, work.ours), *(((EAGER, work.eager),) if fits else ())):
-            contend(
-                function,
-                operator="sweep",
-                group=f"{operator} {point}",
-                contender=contender,
-                bytes=work.bytes,
-                budget=1.0,
-            )
+            agree(operator, work.ours(), work.eager())
+        else:
+            work.ours()
+        contend(
+            work.ours if contender == OURS else work.eager,
+            operator="sweep",
+            group=f"{operator} {point}",
+            contender=contender,
+            bytes=work.bytes,
+            budget=1.0,
+        )

@@ -82,7 +82,7 @@ CSCL_HD Real exponential(Real x) {
   for (int i = 1; i < Constants::terms; ++i) {
     p = multiply_add(p, f, broadcast<Real>(Constants::coefficient(i)));
   }
-  return from_bits<Real>(bits_of(p) + (bits_of(shifted) << Constants::mantissa_bits));
+  return from_bits<Real>(bits_of(p) + shift_left(bits_of(shifted), Constants::mantissa_bits));
 }
 
 // log(x) for normal x > 0: x = 2^n m with m in [sqrt(1/2), sqrt(2)), and log m by the series of the

@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from contests import (
+    COMPILED,
+    EAGER,
+    LITERAL,
+    OURS,
+    Case,
+    compiled,
+    contests,
+    enlarged,
+    latest,
+    network_logits,
+    random_thresholds,
+)
 from torch import Tensor
 
 from cscl_fast import ops
 
 pytestmark = pytest.mark.timeout(900)
 
-GAMMA = 0.25
 Answer = tuple[Tensor, Tensor]  # soft [B, K, H, W], hard [B, H, W]
-
-
-class Case(NamedTuple):
-    """Logits, and the size at which the labels are wanted."""
-
-    shape: tuple[int, int, int, int]  # [B, K, h, w]
-    size: tuple[int, int] | None = None  # (H, W)
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    gamma: float = GAMMA
-
-    def __str__(self) -> str:
-        parts = [f"{list(self.shape)}"]
-        if self.size is not None:
-            parts.append(f"to {self.size[0]}x{self.size[1]}")
-        parts.append(str(self.dtype).removeprefix("torch."))
-        if self.channels_last:
-            parts.append("channels-last")
-        if self.gamma != GAMMA:
-            parts.append(f"gamma {self.gamma}")
-        return " ".join(parts)
-
-    def bytes(self) -> int:
-        """Logits read once, soft and hard labels written once."""
-        batch, classes, height, width = self.shape
-        pixels = batch * (height * width if self.size is None else self.size[0] * self.size[1])
-        element = self.dtype.itemsize
-        return element * batch * classes * height * width + pixels * (element * classes + 8)
-
 
 QUICK = [
     Case((1, 19, 512, 1024)),
@@ -61,29 +42,19 @@ FULL = [
     Case((1, 19, 512, 1024), gamma=0.3),
     Case((1, 64, 256, 512)),
 ]
-CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.full) for case in FULL)]
 
 
-@cache
+def bytes_to_move(case: Case) -> int:
+    """Logits read once, soft and hard labels written once."""
+    return case.logits_bytes + case.pixels * (case.dtype.itemsize * case.shape[1] + 8)
+
+
+@latest
 def data(case: Case) -> tuple[Tensor, Tensor]:
-    """Logits of a network in training: neighbouring pixels alike, some sure and some not."""
-    generator = torch.Generator().manual_seed(0)
-    batch, classes, height, width = case.shape
-    coarse = torch.randn(batch, classes, 9, 17, generator=generator) * 3
-    logits = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
-    logits = (logits + 0.3 * torch.randn(case.shape, generator=generator)).to(case.dtype)
-    if case.channels_last:
-        logits = logits.contiguous(memory_format=torch.channels_last)
-    return logits, 0.4 + 0.5 * torch.rand(classes, generator=generator)
+    return network_logits(case), random_thresholds(case.shape[1])
 
 
 # ---- the contenders -----------------------------------------------------------------------------
-
-
-def enlarged(logits: Tensor, size: tuple[int, int] | None) -> Tensor:
-    if size is None:
-        return logits
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def literal(z: Tensor, delta: Tensor, gamma: float, size: tuple[int, int] | None) -> Answer:
@@ -110,28 +81,22 @@ def eager(z: Tensor, delta: Tensor, gamma: float, size: tuple[int, int] | None) 
     return soft, hard
 
 
-@cache
-def compiled() -> Callable[..., Answer]:
-    torch._dynamo.reset()
-    return torch.compile(eager, dynamic=False)
-
-
 def ours(z: Tensor, delta: Tensor, gamma: float, size: tuple[int, int] | None) -> Answer:
     return ops.soft_pseudo_labels(z, delta, gamma, size=size)
 
 
 CONTENDERS: dict[str, Callable[..., Answer]] = {
-    "literal eager": literal,
-    "good eager": eager,
-    "torch.compile": lambda *arguments: compiled()(*arguments),
-    "cscl_fast": ours,
+    LITERAL: literal,
+    EAGER: eager,
+    COMPILED: lambda *arguments: compiled(eager)(*arguments),
+    OURS: ours,
 }
 
 
 # ---- checking and timing ------------------------------------------------------------------------
 
 
-@cache
+@latest
 def reference(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """In float64: soft, hard, and the pixels whose decisions are not within rounding."""
     logits, thresholds = data(case)
@@ -157,8 +122,7 @@ def check(case: Case, answer: Answer) -> None:
     assert bool(((error <= relative * soft + 1e-6 + 0.1 * rounding) | ~sure[:, None]).all())
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@contests(QUICK, FULL, CONTENDERS, once=())
 def bench(case: Case, contender: str, contend: Callable[..., None]) -> None:
     logits, thresholds = data(case)
     function = CONTENDERS[contender]
@@ -169,5 +133,6 @@ def bench(case: Case, contender: str, contend: Callable[..., None]) -> None:
             operator="soft_pseudo_labels",
             group=str(case),
             contender=contender,
-            bytes=case.bytes(),
+            bytes=bytes_to_move(case),
+            values=case.pixels * case.shape[1],
         )

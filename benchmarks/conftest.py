@@ -3,12 +3,14 @@
 A benchmark is a `bench_<operator>.py` whose tests are the contenders of a group, one after the
 other in this process. Each contender's answer is checked before it is timed. At the end stand, for
 each group, the times, the ratio to this package, and the bytes that the operator must move as a
-share of what this machine copies.
+share of what this machine copies, and the memory that each contender takes at its peak.
 """
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import json
 import platform
 from collections.abc import Callable, Iterator
@@ -38,7 +40,10 @@ class Timing:
     median: float
     fastest: float
     rounds: int
+    threads: int
     bytes: int  # that any implementation must read and write
+    values: int | None  # pixels x classes, where arithmetic and not memory may be the limit
+    peak_extra_bytes: int | None  # its results and everything beside them; None: not Linux
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,11 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def copy_bandwidth() -> float:
     """Bytes read and written per second by the best copy of a tensor larger than the caches."""
     best = 0.0
-    for megabytes in (64, 128, 256):
+    for megabytes in (64, 128, 256, 512):
         source = torch.ones(megabytes << 18)
         target = torch.empty_like(source)
+        target.copy_(source)
         for _ in range(10):
-            target.copy_(source)
             began = perf_counter()
             target.copy_(source)
             best = max(best, 2 * 4 * source.numel() / (perf_counter() - began))
@@ -89,19 +94,60 @@ def machine(request: pytest.FixtureRequest) -> Iterator[None]:
     request.config.stash[COPY] = max(before, copy_bandwidth())
 
 
+def _status(entry: str) -> int:
+    """Bytes of an entry of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(entry + ":"):
+            return int(line.split()[1]) << 10
+    raise KeyError(entry)
+
+
+def peak_extra_memory(function: Callable[[], object]) -> int | None:
+    """How far one call raises this process' resident memory at its peak; None where unknown."""
+    gc.collect()
+    if backends.library_module() is not None:
+        backends.library_module().release_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept would hide what is taken
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        before = _status("VmRSS")
+        result = function()
+        after = _status("VmHWM")
+    except (OSError, AttributeError, KeyError):
+        return None
+    del result
+    return max(0, after - before)
+
+
 @pytest.fixture
 def contend(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
-    """Times one contender: contend(function, operator=, group=, contender=, bytes=)."""
+    """Times one contender: contend(function, operator=, group=, contender=, bytes=).
+
+    The function has been called before, so that whatever it compiles or keeps is there.
+    """
 
     def run(
-        function: Callable[[], object], *, operator: str, group: str, contender: str, bytes: int
+        function: Callable[[], object],
+        *,
+        operator: str,
+        group: str,
+        contender: str,
+        bytes: int,
+        values: int | None = None,
+        budget: float = 4.0,
     ) -> None:
         benchmark.group = f"{operator} {group}"
         began = perf_counter()
-        function()
+        peak = peak_extra_memory(function)
         once = perf_counter() - began
+        if once < 1.0:  # the memory was fresh, and giving it back takes time, too
+            began = perf_counter()
+            function()
+            once = perf_counter() - began
         # Enough rounds for a median, in about four seconds (half a second with --quick).
-        budget, fewest = (0.5, 3) if request.config.getoption("--quick") else (4.0, 7)
+        fewest = 7
+        if request.config.getoption("--quick"):
+            budget, fewest = 0.5, 3 if once < 1.0 else 1
         rounds = max(fewest, min(200, int(budget / max(once, 1e-6))))
         times: list[float] = []
 
@@ -111,11 +157,22 @@ def contend(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
             times.append(perf_counter() - started)
             del result  # its memory is given back outside of the timed part
 
-        benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1)
-        times = times[1:]
-        request.config.stash[TIMINGS].append(
-            Timing(operator, group, contender, median(times), min(times), len(times), bytes)
+        warmup = 1 if once < 1.0 else 0
+        benchmark.pedantic(timed, rounds=rounds, warmup_rounds=warmup)
+        times = times[warmup:]
+        timing = Timing(
+            operator,
+            group,
+            contender,
+            median(times),
+            min(times),
+            len(times),
+            torch.get_num_threads(),
+            bytes,
+            values,
+            peak,
         )
+        request.config.stash[TIMINGS].append(timing)
 
     return run
 
@@ -151,13 +208,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         ours = next((t for t in members if t.contender == OURS), None)
         write("")
         write(f"{operator} {group}: {members[0].bytes / 1e6:.1f} MB must move")
-        write(f"  {'contender':24}  {'median ms':>10} {'fastest ms':>10}  {'ratio':>7}  of copy")
+        write(
+            f"  {'contender':24}  {'median ms':>10} {'fastest ms':>10}  {'ratio':>7}  of copy"
+            f"  {'peak MB':>8}  {'10^9 values/s':>13}"
+        )
         for t in members:
             ratio = f"{t.median / ours.median:.1f}" if ours is not None else "-"
             share = t.bytes / t.fastest / copy
+            peak = "-" if t.peak_extra_bytes is None else f"{t.peak_extra_bytes / 1e6:.1f}"
+            speed = "-" if t.values is None else f"{t.values / t.fastest / 1e9:.2f}"
             write(
                 f"  {t.contender:24}  {t.median * 1e3:10.3f} {t.fastest * 1e3:10.3f}  {ratio:>7}"
-                f"  {share:7.1%}"
+                f"  {share:7.1%}  {peak:>8}  {speed:>13}"
             )
     if config.getoption("--save-results"):
         save(timings, copy, write)

@@ -104,6 +104,23 @@ void bind_pseudo_label_loss(uintptr_t logits, int type, const Four& shape, const
   run([&] { pseudo_label_loss(call, threads); });
 }
 
+// False: a label is neither a class nor ignored.
+bool bind_transfer_reward(uintptr_t gated, const Four& gated_strides, uintptr_t plain,
+                          const Four& plain_strides, int type, const Four& shape, uintptr_t labels,
+                          uintptr_t reward, uintptr_t valid, int threads) {
+  bool labels_in_range = true;
+  TransferRewardCall call;
+  const int64_t height = std::get<2>(shape), width = std::get<3>(shape);
+  call.gated = logits_view(gated, type, shape, gated_strides, height, width, false);
+  call.plain = logits_view(plain, type, shape, plain_strides, height, width, false);
+  call.labels = reinterpret_cast<const int64_t*>(labels);
+  call.reward = reinterpret_cast<float*>(reward);
+  call.valid = reinterpret_cast<bool*>(valid);
+  call.labels_in_range = &labels_in_range;
+  run([&] { transfer_reward(call, threads); });
+  return labels_in_range;
+}
+
 // Memory for a large result, as something that torch.frombuffer takes: the block goes back when the
 // last tensor on it is gone.
 class ResultMemory {
@@ -154,11 +171,12 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("release_cache", &release_block_cache);
   // The operators that have a kernel here, by their names in cscl_fast.ops.
   module.attr("cpu_operators") =
-      py::make_tuple("soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss");
+      py::make_tuple("soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss", "transfer_reward");
   module.def("soft_pseudo_labels", &bind_soft_pseudo_labels,
              py::call_guard<py::gil_scoped_release>());
   module.def("upsampled_cross_entropy", &bind_upsampled_cross_entropy,
              py::call_guard<py::gil_scoped_release>());
   module.def("pseudo_label_loss", &bind_pseudo_label_loss,
              py::call_guard<py::gil_scoped_release>());
+  module.def("transfer_reward", &bind_transfer_reward, py::call_guard<py::gil_scoped_release>());
 }

@@ -199,11 +199,14 @@ def check_label_map(
     beside: Tensor,  # [B, *, h, w]
     beside_name: str,
     name: str = "labels",
+    *,
+    values: bool = True,  # False: a kernel reads them and says whether all are in range
 ) -> None:
     """Refuse what is not an int64 label for every location of the tensor `beside`."""
     check_tensor(name, labels, "[B, h, w]", (torch.int64,))
     _check_same_grid(name, labels, beside, beside_name)
-    check_label_values(name, labels, num_classes)
+    if values:
+        check_label_values(name, labels, num_classes)
 
 
 def _check_same_grid(name: str, labels: Tensor, beside: Tensor, beside_name: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cscl_fast import backends
+from cscl_fast.backends.cpu import transfer_reward as cpu
 from cscl_fast.backends.reference import transfer_reward as reference
 from cscl_fast.ops import checks
 
@@ -36,6 +38,11 @@ def transfer_reward(
     checks.check_logits(plain_logits, "plain_logits")
     checks.check_same_shape("plain_logits", plain_logits, "gated_logits", gated_logits)
     checks.check_same_device("plain_logits", plain_logits, "gated_logits", gated_logits)
-    checks.check_label_map(labels, gated_logits.shape[1], gated_logits, "gated_logits")
-    backends.select("transfer_reward", gated_logits, "gated_logits")
+    on_cpu = backends.select("transfer_reward", gated_logits, "gated_logits") == "cpu"
+    on_cpu = on_cpu and plain_logits.dtype != torch.float64
+    checks.check_label_map(
+        labels, gated_logits.shape[1], gated_logits, "gated_logits", values=not on_cpu
+    )
+    if on_cpu:
+        return cpu.transfer_reward(gated_logits, plain_logits, labels)
     return reference.transfer_reward(gated_logits, plain_logits, labels)

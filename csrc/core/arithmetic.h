@@ -96,4 +96,16 @@ CSCL_HD Real from_bits(IntegerOf<Real> bits) {
   return value;
 }
 
+// bits << by; what is shifted out is lost, without the undefined behaviour of a signed number.
+template <typename Integer>
+CSCL_HD Integer shift_left(Integer bits, int by) {
+  return bits << by;
+}
+CSCL_HD int32_t shift_left(int32_t bits, int by) {
+  return static_cast<int32_t>(static_cast<uint32_t>(bits) << by);
+}
+CSCL_HD int64_t shift_left(int64_t bits, int by) {
+  return static_cast<int64_t>(static_cast<uint64_t>(bits) << by);
+}
+
 CSCL_CORE_END

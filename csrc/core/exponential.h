@@ -91,7 +91,7 @@ CSCL_HD Real exponential(Real x) {
   using Constants = ExponentialConstants<ScalarOf<Real>>;
   Real shifted;
   const Real p = exponential_parts(larger(x, broadcast<Real>(Constants::lowest())), 0, shifted);
-  return from_bits<Real>(bits_of(p) + (bits_of(shifted) << Constants::mantissa_bits));
+  return from_bits<Real>(bits_of(p) + shift_left(bits_of(shifted), Constants::mantissa_bits));
 }
 
 // The same for one multiplication more, and a NaN stays one.
@@ -101,7 +101,7 @@ CSCL_HD Real exponential_or_nan(Real x) {
   constexpr int bias = (1 << (8 * sizeof(ScalarOf<Real>) - 2 - Constants::mantissa_bits)) - 1;
   Real shifted;
   const Real p = exponential_parts(larger(broadcast<Real>(Constants::lowest()), x), bias, shifted);
-  return p * from_bits<Real>(bits_of(shifted) << Constants::mantissa_bits);
+  return p * from_bits<Real>(shift_left(bits_of(shifted), Constants::mantissa_bits));
 }
 
 // log(x) for normal x > 0: x = 2^n m with m in [sqrt(1/2), sqrt(2)), and log m by the series of the

@@ -48,22 +48,6 @@ inline void solve_carefully(int classes, float* tile, int64_t row, int64_t pixel
   }
 }
 
-// How the pixels of an image follow each other in memory.
-enum class PixelOrder { planes, interleaved, strided };
-
-// Strides of axes of length 1 mean nothing.
-inline PixelOrder order_of(const cscl::cpu::LogitsView& view) {
-  const bool one_row = view.height == 1, one_column = view.width == 1;
-  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
-    return PixelOrder::planes;
-  }
-  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
-      (one_row || view.stride_row == view.width * view.classes)) {
-    return PixelOrder::interleaved;
-  }
-  return PixelOrder::strided;
-}
-
 // Pixels begin .. begin + pixels - 1 of one image, from memory to a tile.
 template <typename Element>
 inline void load_pixels(const Element* image, const cscl::cpu::LogitsView& view, PixelOrder order,

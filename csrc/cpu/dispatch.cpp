@@ -8,7 +8,8 @@
 #define CSCL_FOR_EACH_KERNEL(X, isa)                \
   X(isa, soft_pseudo_labels, SoftPseudoLabelCall)   \
   X(isa, upsampled_cross_entropy, CrossEntropyCall) \
-  X(isa, pseudo_label_loss, PseudoLabelLossCall)
+  X(isa, pseudo_label_loss, PseudoLabelLossCall)    \
+  X(isa, transfer_reward, TransferRewardCall)
 
 namespace cscl::cpu {
 

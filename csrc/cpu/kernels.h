@@ -68,4 +68,14 @@ struct PseudoLabelLossCall {
 void upsampled_cross_entropy(const CrossEntropyCall& call, int threads);
 void pseudo_label_loss(const PseudoLabelLossCall& call, int threads);
 
+struct TransferRewardCall {
+  LogitsView gated, plain;  // of one shape and type, at their own size; strides may differ
+  const int64_t* labels;    // [B, h, w], 255: ignored
+  float* reward;            // [B, h, w], in {0, 1, 2}; 0 where not valid
+  bool* valid;              // [B, h, w], the label is a class
+  bool* labels_in_range;    // set to false if a label is neither a class nor 255; it is ignored
+};
+
+void transfer_reward(const TransferRewardCall& call, int threads);
+
 }  // namespace cscl::cpu

@@ -363,8 +363,8 @@ void walk_loss_pixels(const Call& call, const Loss& prototype, const LogitsView&
   const int64_t tasks = view.batch * blocks;
   const Scratch totals_memory(tasks * 4);
   LossTotal* totals = reinterpret_cast<LossTotal*>(totals_memory.data());
-  const PixelOrder order = order_of(view);
-  const PixelOrder other_order = Loss::kOtherLogits ? order_of(other_view) : order;
+  const PixelOrder order = pixel_order(view);
+  const PixelOrder other_order = Loss::kOtherLogits ? pixel_order(other_view) : order;
   const int64_t step = tile_pixels(classes, true);
 
   cscl::cpu::parallel_for(tasks, threads, [&](int64_t task, int) {

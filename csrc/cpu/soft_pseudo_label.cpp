@@ -117,7 +117,7 @@ void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& pl
   const LogitsView& view = call.logits;
   const int64_t classes = view.classes;
   const int64_t plane = view.height * view.width;
-  const PixelOrder order = order_of(view);
+  const PixelOrder order = pixel_order(view);
   const Element* logits = static_cast<const Element*>(view.data) + image * view.stride_batch;
   Element* soft = static_cast<Element*>(call.soft) + image * classes * plane;
   int64_t* hard = call.hard + image * plane;

@@ -56,6 +56,21 @@ CSCL_HD void narrow_stream(Element* to, Float value) {
   }
 }
 
+// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
+enum class PixelOrder { planes, interleaved, strided };
+
+inline PixelOrder pixel_order(const cscl::cpu::LogitsView& view) {
+  const bool one_row = view.height == 1, one_column = view.width == 1;
+  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
+    return PixelOrder::planes;
+  }
+  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
+      (one_row || view.stride_row == view.width * view.classes)) {
+    return PixelOrder::interleaved;
+  }
+  return PixelOrder::strided;
+}
+
 // ---- contiguous tensors: one plane for each class -----------------------------------------------
 
 template <typename Element>

@@ -5,7 +5,13 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-#define CSCL_FOR_EACH_KERNEL(X, isa) X(isa, soft_pseudo_labels, SoftPseudoLabelCall)
+// clang-format off
+#define CSCL_FOR_EACH_KERNEL(X, isa)                           \
+  X(isa, soft_pseudo_labels, SoftPseudoLabelCall)              \
+  X(isa, class_threshold_keys, ClassThresholdKeysCall)         \
+  X(isa, class_threshold_update, ClassThresholdUpdateCall)     \
+  X(isa, class_thresholds, ClassThresholdsCall)
+// clang-format on
 
 namespace cscl::cpu {
 

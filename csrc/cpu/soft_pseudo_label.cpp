@@ -146,21 +146,6 @@ void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64
 
 // ---- the walk over pixels -----------------------------------------------------------------------
 
-enum class Order { planes, interleaved, strided };
-
-// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
-Order order_of(const LogitsView& view) {
-  const bool one_row = view.height == 1, one_column = view.width == 1;
-  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
-    return Order::planes;
-  }
-  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
-      (one_row || view.stride_row == view.width * view.classes)) {
-    return Order::interleaved;
-  }
-  return Order::strided;
-}
-
 // Pixels begin .. end-1 of one image at the logits' own size.
 template <typename Element, bool kStream>
 void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int64_t image,
@@ -186,13 +171,7 @@ void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& pl
                            reinterpret_cast<const float*>(logits) + p, view.stride_class,
                            reinterpret_cast<float*>(soft) + p, plane, pixels, labels);
     } else {
-      if (order == Order::planes) {
-        load_planes(logits + p, view.stride_class, classes, pixels, tile, row);
-      } else if (order == Order::interleaved) {
-        load_interleaved(logits + p * classes, classes, pixels, tile, row);
-      } else {
-        load_strided(logits, view, p, pixels, tile, row);
-      }
+      load_tile(logits, view, order, p, pixels, tile, row);
       solve_tile(plan, static_cast<int>(classes), tile, row, pixels, labels);
       if (call.soft_channels_last) {
         store_interleaved<Element, kStream>(tile, row, classes, pixels, soft + p * classes);

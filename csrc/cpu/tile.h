@@ -171,6 +171,36 @@ inline void load_strided(const Element* image, const cscl::cpu::LogitsView& view
   }
 }
 
+// ---- tensors in whatever order ------------------------------------------------------------------
+
+enum class Order { planes, interleaved, strided };
+
+// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
+CSCL_HD Order order_of(const cscl::cpu::LogitsView& view) {
+  const bool one_row = view.height == 1, one_column = view.width == 1;
+  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
+    return Order::planes;
+  }
+  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
+      (one_row || view.stride_row == view.width * view.classes)) {
+    return Order::interleaved;
+  }
+  return Order::strided;
+}
+
+// Pixels `begin` .. `begin` + `pixels` - 1 of one image of this order, counted row by row.
+template <typename Element>
+inline void load_tile(const Element* image, const cscl::cpu::LogitsView& view, Order order,
+                      int64_t begin, int64_t pixels, float* tile, int64_t row) {
+  if (order == Order::planes) {
+    load_planes(image + begin, view.stride_class, view.classes, pixels, tile, row);
+  } else if (order == Order::interleaved) {
+    load_interleaved(image + begin * view.classes, view.classes, pixels, tile, row);
+  } else {
+    load_strided(image, view, begin, pixels, tile, row);
+  }
+}
+
 // ---- labels -------------------------------------------------------------------------------------
 
 // int32 in cache to int64 in memory. `labels` may be read up to the next multiple of kLanes.

@@ -31,9 +31,23 @@ constexpr int kMaximumRanges = 256;
 constexpr int kMaximumWorkers = 64;
 
 char* take_or_throw(Block& block, int64_t bytes) {
+  if (bytes == 0) return nullptr;
   block = take_scratch(static_cast<size_t>(bytes));
   if (block.data == nullptr) throw OutOfMemory{};
   return static_cast<char*>(block.data);
+}
+
+bool any_bit(Unsigned value) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)value, (__m512i)value) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)value, (__m256i)value);
+#else
+  const Long wide = (Long)value;
+  int64_t bits = 0;
+  for (int lane = 0; lane < kDoubleLanes; ++lane) bits |= wide[lane];
+  return bits != 0;
+#endif
 }
 
 void store_some(int32_t* to, Int value, int64_t count) {
@@ -125,30 +139,65 @@ KeyRanges ranges_of(int64_t classes) {
   return {shift, static_cast<int>((classes << kThresholdBinBits) >> shift)};
 }
 
+// Keys of a task as they are found, and how many lie in each range. Counting goes on beside the
+// arithmetic of the next pixels and costs next to nothing there.
+void find_and_count_keys(const PixelWalk& walk, int64_t task, int worker, const KeyRanges& ranges,
+                         int32_t* keys, uint32_t* counts) {
+  const int classes = static_cast<int>(walk.view.classes);
+  for (int r = 0; r <= ranges.count; ++r) counts[r] = 0;
+  solve_task(walk, task, worker,
+             [&](int64_t place, const PixelConfidence<Float>& pixel, int64_t count) {
+               const Int found = threshold_key(pixel, classes);
+               store_some(keys + place, found, count);
+               for (int64_t i = 0; i < count; ++i) ++counts[keys[place + i] >> ranges.shift];
+             });
+}
+
 // The place of each key in its range, keys of one range behind each other: range r has the entries
 // starts[r] .. starts[r + 1] - 1 of `sorted`. Pixels that do not count come last.
-void sort_keys(const int32_t* keys, int64_t pixels, const KeyRanges& ranges, uint16_t* sorted,
-               uint32_t* starts) {
-  uint32_t place[kMaximumRanges + 2] = {};
-  for (int64_t i = 0; i < pixels; ++i) ++place[keys[i] >> ranges.shift];
+void sort_keys(const int32_t* keys, int64_t pixels, const KeyRanges& ranges, uint32_t* counts,
+               uint16_t* sorted, uint32_t* starts) {
   uint32_t start = 0;
   for (int r = 0; r <= ranges.count; ++r) {
     starts[r] = start;
-    const uint32_t after = start + place[r];
-    place[r] = start;
+    const uint32_t after = start + counts[r];
+    counts[r] = start;
     start = after;
   }
   const int32_t within = (1 << ranges.shift) - 1;
   for (int64_t i = 0; i < pixels; ++i) {
-    sorted[place[keys[i] >> ranges.shift]++] = static_cast<uint16_t>(keys[i] & within);
+    sorted[counts[keys[i] >> ranges.shift]++] = static_cast<uint16_t>(keys[i] & within);
   }
 }
 
-void count_keys_of_one_task(const PixelWalk& walk, const int32_t* keys, int64_t* histogram) {
-  const int32_t end = static_cast<int32_t>(walk.view.classes) << kThresholdBinBits;
-  const int64_t pixels = pixels_of_task(walk, 0);
-  for (int64_t i = 0; i < pixels; ++i) {
-    if (keys[i] < end) ++histogram[keys[i]];
+// Adds the counters to the histogram and clears them. What is zero (every bin below 1/K, and most
+// where the pixels are certain) is not touched there.
+void move_counts(uint32_t* counters, int64_t bins, int64_t* histogram) {
+  for (int64_t i = 0; i < bins; i += kLanes) {
+    const Unsigned found = load<Unsigned>(counters + i);
+    if (!any_bit(found)) continue;
+    store(counters + i, Unsigned{});
+    for (int half = 0; half < 2; ++half) {
+      int64_t* to = histogram + i + half * kDoubleLanes;
+      const HalfInt more = load<HalfInt>(reinterpret_cast<const char*>(&found) + half * sizeof more);
+      store(to, load<Long>(to) + __builtin_convertvector(more, Long));
+    }
+  }
+}
+
+// Few pixels need no ranges.
+void count_directly(const PixelWalk& walk, int64_t* histogram) {
+  const int classes = static_cast<int>(walk.view.classes);
+  const int32_t end = classes << kThresholdBinBits;
+  for (int64_t task = 0; task < walk.tasks; ++task) {
+    solve_task(walk, task, 0,
+               [&](int64_t, const PixelConfidence<Float>& pixel, int64_t count) {
+                 alignas(64) int32_t keys[kLanes];
+                 store(keys, threshold_key(pixel, classes));
+                 for (int64_t i = 0; i < count; ++i) {
+                   if (keys[i] < end) ++histogram[keys[i]];
+                 }
+               });
   }
 }
 
@@ -158,10 +207,8 @@ void class_threshold_keys(const ClassThresholdKeysCall& call, int threads) {
   PixelWalk walk = plan_pixel_walk(call.logits);
   const int64_t workers = smaller_of(threads, walk.tasks);
   Block block = {};
-  if (walk.resized) {
-    prepare_walk(walk, reinterpret_cast<float*>(
-                           take_or_throw(block, walk_scratch(walk, workers) * 4)));
-  }
+  char* memory = take_or_throw(block, walk_scratch(walk, workers) * 4);
+  prepare_walk(walk, reinterpret_cast<float*>(memory));
   parallel_for(walk.tasks, static_cast<int>(workers), [&](int64_t task, int worker) {
     find_keys(walk, task, worker, call.keys + task_begin(walk, task));
   });
@@ -176,34 +223,39 @@ void class_threshold_update(const ClassThresholdUpdateCall& call, int threads) {
   const int64_t chunk = smaller_of(kChunkPixels / room > 0 ? kChunkPixels / room : 1, walk.tasks);
   const int64_t workers = smaller_of(threads, chunk);
   const int64_t row = round_up(ranges.count + 1, 16);  // of starts
+  const bool alone = walk.tasks == 1;
 
   Block block = {};
-  const int64_t floats = walk_scratch(walk, workers) + workers * room + chunk * (room / 2 + row);
-  float* rows = reinterpret_cast<float*>(take_or_throw(block, floats * 4));
-  prepare_walk(walk, rows);
-  int32_t* keys = reinterpret_cast<int32_t*>(rows + walk_scratch(walk, workers));
+  const int64_t rows = walk_scratch(walk, workers);
+  const int64_t counting = smaller_of(threads, ranges.count) << ranges.shift;
+  const int64_t ints =
+      rows + (alone ? 0 : workers * room + chunk * (room / 2 + row) + counting);
+  float* memory = reinterpret_cast<float*>(take_or_throw(block, ints * 4));
+  prepare_walk(walk, memory);
+  int32_t* keys = reinterpret_cast<int32_t*>(memory + rows);
   uint16_t* sorted = reinterpret_cast<uint16_t*>(keys + workers * room);
   uint32_t* starts = reinterpret_cast<uint32_t*>(sorted + chunk * room);
+  uint32_t* counters = starts + chunk * row;
+  for (int64_t i = 0; i < counting && !alone; ++i) counters[i] = 0;
 
-  if (walk.tasks == 1) {
-    find_keys(walk, 0, 0, keys);
-    count_keys_of_one_task(walk, keys, call.histogram);
-  }
-  for (int64_t begin = 0; begin < walk.tasks && walk.tasks > 1; begin += chunk) {
+  if (alone) count_directly(walk, call.histogram);
+  for (int64_t begin = 0; begin < walk.tasks && !alone; begin += chunk) {
     const int64_t tasks = smaller_of(chunk, walk.tasks - begin);
     parallel_for(tasks, static_cast<int>(workers), [&](int64_t task, int worker) {
+      uint32_t counts[kMaximumRanges + 1];
       int32_t* own = keys + worker * room;
-      find_keys(walk, begin + task, worker, own);
-      sort_keys(own, pixels_of_task(walk, begin + task), ranges, sorted + task * room,
+      find_and_count_keys(walk, begin + task, worker, ranges, own, counts);
+      sort_keys(own, pixels_of_task(walk, begin + task), ranges, counts, sorted + task * room,
                 starts + task * row);
     });
-    parallel_for(ranges.count, threads, [&](int64_t range, int) {
-      int64_t* counts = call.histogram + (range << ranges.shift);
+    parallel_for(ranges.count, threads, [&](int64_t range, int worker) {
+      uint32_t* own = counters + (static_cast<int64_t>(worker) << ranges.shift);
       for (int64_t task = 0; task < tasks; ++task) {
         const uint16_t* places = sorted + task * room;
         const uint32_t* edges = starts + task * row + range;
-        for (uint32_t i = edges[0]; i < edges[1]; ++i) ++counts[places[i]];
+        for (uint32_t i = edges[0]; i < edges[1]; ++i) ++own[places[i]];
       }
+      move_counts(own, int64_t{1} << ranges.shift, call.histogram + (range << ranges.shift));
     });
   }
   give_back_scratch(block);

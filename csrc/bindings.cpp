@@ -70,9 +70,9 @@ void bind_class_threshold_keys(uintptr_t logits, int type, const Four& shape, co
   run([&] { class_threshold_keys(call, threads); });
 }
 
-void bind_class_threshold_update(uintptr_t logits, int type, const Four& shape,
-                                 const Four& strides, int64_t out_height, int64_t out_width,
-                                 bool align_corners, uintptr_t histogram, int threads) {
+void bind_class_threshold_update(uintptr_t logits, int type, const Four& shape, const Four& strides,
+                                 int64_t out_height, int64_t out_width, bool align_corners,
+                                 uintptr_t histogram, int threads) {
   ClassThresholdUpdateCall call;
   call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
   call.histogram = reinterpret_cast<int64_t*>(histogram);
@@ -164,8 +164,7 @@ PYBIND11_MODULE(_cscl_fast, module) {
              py::call_guard<py::gil_scoped_release>());
   module.def("class_threshold_update", &bind_class_threshold_update,
              py::call_guard<py::gil_scoped_release>());
-  module.def("class_thresholds", &bind_class_thresholds,
-             py::call_guard<py::gil_scoped_release>());
+  module.def("class_thresholds", &bind_class_thresholds, py::call_guard<py::gil_scoped_release>());
   module.def("thresholds_of_keys", &bind_thresholds_of_keys,
              py::call_guard<py::gil_scoped_release>());
   module.def("thresholds_of_histogram", &bind_thresholds_of_histogram,

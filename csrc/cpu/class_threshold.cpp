@@ -10,8 +10,8 @@
 // A histogram of 19 classes has 10 MB, and neighbouring pixels fall far apart in it. Counting in
 // place would miss the near caches for every pixel, and threads would need atomics that collide
 // where the pixels are certain. Instead each task sorts its keys into at most 256 ranges of bins;
-// then a range is counted by one thread, from all tasks of the chunk, inside its own 64 KiB or more.
-// Integers: neither the order nor the threads change a count.
+// then a range is counted by one thread, from all tasks of the chunk, inside its own 64 KiB or
+// more. Integers: neither the order nor the threads change a count.
 #include "core/class_threshold.h"
 
 #include "cpu/class_threshold_select.h"
@@ -179,7 +179,8 @@ void move_counts(uint32_t* counters, int64_t bins, int64_t* histogram) {
     store(counters + i, Unsigned{});
     for (int half = 0; half < 2; ++half) {
       int64_t* to = histogram + i + half * kDoubleLanes;
-      const HalfInt more = load<HalfInt>(reinterpret_cast<const char*>(&found) + half * sizeof more);
+      const HalfInt more =
+          load<HalfInt>(reinterpret_cast<const char*>(&found) + half * sizeof more);
       store(to, load<Long>(to) + __builtin_convertvector(more, Long));
     }
   }
@@ -190,14 +191,13 @@ void count_directly(const PixelWalk& walk, int64_t* histogram) {
   const int classes = static_cast<int>(walk.view.classes);
   const int32_t end = classes << kThresholdBinBits;
   for (int64_t task = 0; task < walk.tasks; ++task) {
-    solve_task(walk, task, 0,
-               [&](int64_t, const PixelConfidence<Float>& pixel, int64_t count) {
-                 alignas(64) int32_t keys[kLanes];
-                 store(keys, threshold_key(pixel, classes));
-                 for (int64_t i = 0; i < count; ++i) {
-                   if (keys[i] < end) ++histogram[keys[i]];
-                 }
-               });
+    solve_task(walk, task, 0, [&](int64_t, const PixelConfidence<Float>& pixel, int64_t count) {
+      alignas(64) int32_t keys[kLanes];
+      store(keys, threshold_key(pixel, classes));
+      for (int64_t i = 0; i < count; ++i) {
+        if (keys[i] < end) ++histogram[keys[i]];
+      }
+    });
   }
 }
 
@@ -228,8 +228,7 @@ void class_threshold_update(const ClassThresholdUpdateCall& call, int threads) {
   Block block = {};
   const int64_t rows = walk_scratch(walk, workers);
   const int64_t counting = smaller_of(threads, ranges.count) << ranges.shift;
-  const int64_t ints =
-      rows + (alone ? 0 : workers * room + chunk * (room / 2 + row) + counting);
+  const int64_t ints = rows + (alone ? 0 : workers * room + chunk * (room / 2 + row) + counting);
   float* memory = reinterpret_cast<float*>(take_or_throw(block, ints * 4));
   prepare_walk(walk, memory);
   int32_t* keys = reinterpret_cast<int32_t*>(memory + rows);
@@ -274,17 +273,18 @@ void class_thresholds(const ClassThresholdsCall& call, int threads) {
   Block block = {};
   const int64_t scratch = walk_scratch(walk, workers) * 4;
   const int64_t room = round_up(pixels, 64);
-  char* memory = take_or_throw(block, scratch + workers * counters * 8 + room * 5 + 64);
+  const int64_t banks = workers * kBanks;
+  char* memory = take_or_throw(block, scratch + banks * counters * 8 + room * 5 + 64);
   prepare_walk(walk, reinterpret_cast<float*>(memory));
   int64_t* counts = reinterpret_cast<int64_t*>(memory + scratch);
-  int32_t* orders = reinterpret_cast<int32_t*>(counts + workers * counters);
+  int32_t* orders = reinterpret_cast<int32_t*>(counts + banks * counters);
   uint8_t* winners = reinterpret_cast<uint8_t*>(orders + room);
-  for (int64_t i = 0; i < workers * counters; ++i) counts[i] = 0;
+  for (int64_t i = 0; i < banks * counters; ++i) counts[i] = 0;
 
   // The most significant digits are counted on the way.
   parallel_for(walk.tasks, static_cast<int>(workers), [&](int64_t task, int worker) {
     const int64_t begin = task_begin(walk, task);
-    int64_t* own = counts + worker * counters;
+    int64_t* own = counts + worker * kBanks * counters;
     solve_task(walk, task, worker,
                [&](int64_t place, const PixelConfidence<Float>& pixel, int64_t count) {
                  const Int order = confidence_order(pixel);
@@ -293,7 +293,7 @@ void class_thresholds(const ClassThresholdsCall& call, int threads) {
                    const int32_t winner = pixel.winner[i];
                    winners[begin + place + i] = static_cast<uint8_t>(winner);
                    if (order[i] < 0) continue;
-                   ++own[(winner << kOrderDigitBits) +
+                   ++own[i % kBanks * counters + (winner << kOrderDigitBits) +
                          (order[i] >> (kConfidenceBits - kOrderDigitBits))];
                  }
                });

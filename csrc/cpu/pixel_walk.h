@@ -6,7 +6,8 @@
 //     solve(in, in_row, place, pixels)
 //
 // class k of its pixels place .. place + pixels - 1 lies at in + k * in_row; up to the next
-// multiple of kLanes may be read. float32 planes are handed over where they lie, all else in a tile.
+// multiple of kLanes may be read. float32 planes are handed over where they lie, all else in a
+// tile.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -21,7 +22,7 @@ constexpr int64_t kWalkPixels = 8192;
 struct PixelWalk {
   cscl::cpu::LogitsView view;
   bool resized;
-  int64_t lines;  // output rows of a task, or with one row of all pixels its pixels
+  int64_t lines;   // output rows of a task, or with one row of all pixels its pixels
   int64_t pieces;  // tasks of an image
   int64_t tasks;
   int64_t task_pixels;  // at most

@@ -163,4 +163,5 @@ class Random {
 
 // Each prints one line with what it has checked.
 void test_threads();
+void test_class_thresholds();
 void test_soft_pseudo_labels();

@@ -273,30 +273,28 @@ void class_thresholds(const ClassThresholdsCall& call, int threads) {
   Block block = {};
   const int64_t scratch = walk_scratch(walk, workers) * 4;
   const int64_t room = round_up(pixels, 64);
-  const int64_t banks = workers * kBanks;
-  char* memory = take_or_throw(block, scratch + banks * counters * 8 + room * 5 + 64);
+  char* memory = take_or_throw(block, scratch + workers * counters * 8 + room * 5 + 64);
   prepare_walk(walk, reinterpret_cast<float*>(memory));
   int64_t* counts = reinterpret_cast<int64_t*>(memory + scratch);
-  int32_t* orders = reinterpret_cast<int32_t*>(counts + banks * counters);
+  int32_t* orders = reinterpret_cast<int32_t*>(counts + workers * counters);
   uint8_t* winners = reinterpret_cast<uint8_t*>(orders + room);
-  for (int64_t i = 0; i < banks * counters; ++i) counts[i] = 0;
+  for (int64_t i = 0; i < workers * counters; ++i) counts[i] = 0;
 
   // The most significant digits are counted on the way.
   parallel_for(walk.tasks, static_cast<int>(workers), [&](int64_t task, int worker) {
     const int64_t begin = task_begin(walk, task);
-    int64_t* own = counts + worker * kBanks * counters;
-    solve_task(walk, task, worker,
-               [&](int64_t place, const PixelConfidence<Float>& pixel, int64_t count) {
-                 const Int order = confidence_order(pixel);
-                 store_some(orders + begin + place, order, count);
-                 for (int64_t i = 0; i < count; ++i) {
-                   const int32_t winner = pixel.winner[i];
-                   winners[begin + place + i] = static_cast<uint8_t>(winner);
-                   if (order[i] < 0) continue;
-                   ++own[i % kBanks * counters + (winner << kOrderDigitBits) +
-                         (order[i] >> (kConfidenceBits - kOrderDigitBits))];
-                 }
-               });
+    int64_t* own = counts + worker * counters;
+    solve_task(
+        walk, task, worker, [&](int64_t place, const PixelConfidence<Float>& pixel, int64_t count) {
+          const Int order = confidence_order(pixel);
+          store_some(orders + begin + place, order, count);
+          for (int64_t i = 0; i < count; ++i) {
+            const int32_t winner = pixel.winner[i];
+            winners[begin + place + i] = static_cast<uint8_t>(winner);
+            if (order[i] < 0) continue;
+            ++own[(winner << kOrderDigitBits) + (order[i] >> (kConfidenceBits - kOrderDigitBits))];
+          }
+        });
   });
   select_confidences({orders, winners, pixels}, static_cast<int>(classes), call.portion, counts,
                      static_cast<int>(workers), call.thresholds);

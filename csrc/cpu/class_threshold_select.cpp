@@ -50,10 +50,10 @@ void begin_search(Search& search, const int64_t* counts, int digit_bits, double 
   find_digits(search, counts, digit_bits);
 }
 
-// The sum of all banks, left in the first.
-void add_up(int64_t* counts, int64_t counters, int banks) {
-  for (int bank = 1; bank < banks; ++bank) {
-    for (int64_t i = 0; i < counters; ++i) counts[i] += counts[bank * counters + i];
+// The sum of the workers' counts, left in the first.
+void add_up(int64_t* counts, int64_t counters, int workers) {
+  for (int worker = 1; worker < workers; ++worker) {
+    for (int64_t i = 0; i < counters; ++i) counts[i] += counts[worker * counters + i];
   }
 }
 
@@ -99,23 +99,21 @@ void select_confidences(const StoredConfidences& stored, int classes, double por
   const int64_t counters = static_cast<int64_t>(classes) << kOrderDigitBits;
   const int64_t tasks = (stored.count + kTaskValues - 1) / kTaskValues;
   Search search(classes);
-  const int banks = threads * kBanks;
-  add_up(counts, counters, banks);
+  add_up(counts, counters, threads);
   begin_search(search, counts, kOrderDigitBits, portion);
   for (int shift = kConfidenceBits - 2 * kOrderDigitBits; shift >= 0; shift -= kOrderDigitBits) {
-    std::fill(counts, counts + banks * counters, 0);
+    std::fill(counts, counts + threads * counters, 0);
     parallel_for(tasks, threads, [&](int64_t task, int worker) {
-      int64_t* own = counts + worker * kBanks * counters;
+      int64_t* own = counts + worker * counters;
       const int32_t* begins = search.begins.data();
       const int64_t end = std::min((task + 1) * kTaskValues, stored.count);
       for (int64_t i = task * kTaskValues; i < end; ++i) {
         const int32_t order = stored.orders[i], k = stored.winners[i];
         if (order >> (shift + kOrderDigitBits) != begins[k]) continue;
-        const int32_t digit = (order >> shift) & ((1 << kOrderDigitBits) - 1);
-        ++own[i % kBanks * counters + (k << kOrderDigitBits) + digit];
+        ++own[(k << kOrderDigitBits) + ((order >> shift) & ((1 << kOrderDigitBits) - 1))];
       }
     });
-    add_up(counts, counters, banks);
+    add_up(counts, counters, threads);
     find_digits(search, counts, kOrderDigitBits);
   }
   for (int k = 0; k < classes; ++k) {

@@ -8,9 +8,6 @@ namespace cscl::cpu {
 
 // Bits of a confidence that one pass of the exact selection looks at.
 constexpr int kOrderDigitBits = 9;
-// Counters of a worker, used in turn: where most pixels are certain, one increment of the same
-// counter would wait for the other.
-constexpr int kBanks = 2;
 
 // Confidences as confidence_order() has them, -1 where the pixel does not count; their classes.
 struct StoredConfidences {
@@ -19,8 +16,8 @@ struct StoredConfidences {
   int64_t count;
 };
 
-// thresholds [K] float32: Algorithm 1's order statistic. `counts` [threads, kBanks, K,
-// 2^kOrderDigitBits] holds, in parts, how often each most significant digit occurs; it is used up.
+// thresholds [K] float32: Algorithm 1's order statistic. `counts` [threads, K, 2^kOrderDigitBits]
+// holds, in `threads` parts, how often each most significant digit occurs; it is used up.
 void select_confidences(const StoredConfidences& stored, int classes, double portion,
                         int64_t* counts, int threads, float* thresholds);
 

@@ -185,5 +185,5 @@ void test_class_thresholds() {
   // More pixels than are held before they are counted, and one row longer than a task.
   check_case({1, 2, 1030, 1031, 1030, 1031, DataType::float32, false, true});
   check_case({1, 3, 2, 60, 2, 20000, DataType::float32, false, false});
-  std::printf("class thresholds: %ld cases, 1, 2 and 7 threads bitwise equal\n", cases + 2);
+  std::printf("  class_thresholds: %ld cases, 1, 2 and 7 threads bitwise equal\n", cases + 2);
 }

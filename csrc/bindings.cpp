@@ -10,6 +10,7 @@
 #include <string>
 
 #include "build_info.h"
+#include "cpu/class_threshold_select.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
@@ -121,6 +122,53 @@ bool bind_transfer_reward(uintptr_t gated, const Four& gated_strides, uintptr_t 
   return labels_in_range;
 }
 
+void bind_class_threshold_keys(uintptr_t logits, int type, const Four& shape, const Four& strides,
+                               int64_t out_height, int64_t out_width, bool align_corners,
+                               uintptr_t keys, int threads) {
+  ClassThresholdKeysCall call;
+  call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
+  call.keys = reinterpret_cast<int32_t*>(keys);
+  run([&] { class_threshold_keys(call, threads); });
+}
+
+void bind_class_threshold_update(uintptr_t logits, int type, const Four& shape, const Four& strides,
+                                 int64_t out_height, int64_t out_width, bool align_corners,
+                                 uintptr_t histogram, int threads) {
+  ClassThresholdUpdateCall call;
+  call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
+  call.histogram = reinterpret_cast<int64_t*>(histogram);
+  run([&] { class_threshold_update(call, threads); });
+}
+
+void bind_class_thresholds(uintptr_t logits, int type, const Four& shape, const Four& strides,
+                           int64_t out_height, int64_t out_width, bool align_corners,
+                           double portion, uintptr_t thresholds, int threads) {
+  ClassThresholdsCall call;
+  call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
+  call.portion = portion;
+  call.thresholds = reinterpret_cast<float*>(thresholds);
+  run([&] { class_thresholds(call, threads); });
+}
+
+void bind_thresholds_of_keys(uintptr_t keys, int64_t count, int classes, double portion,
+                             uintptr_t thresholds) {
+  select_keys(reinterpret_cast<const int32_t*>(keys), count, classes, portion,
+              reinterpret_cast<float*>(thresholds));
+}
+
+void bind_thresholds_of_histogram(uintptr_t histogram, uintptr_t other, int classes,
+                                  const std::vector<double>& portions, uintptr_t thresholds,
+                                  int threads) {
+  HistogramScan scan;
+  scan.histogram = reinterpret_cast<const int64_t*>(histogram);
+  scan.other = reinterpret_cast<const int64_t*>(other);
+  scan.classes = classes;
+  scan.portions = portions.data();
+  scan.portion_count = static_cast<int64_t>(portions.size());
+  scan.thresholds = reinterpret_cast<float*>(thresholds);
+  thresholds_of_histogram(scan, threads);
+}
+
 // Memory for a large result, as something that torch.frombuffer takes: the block goes back when the
 // last tensor on it is gone.
 class ResultMemory {
@@ -171,7 +219,7 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("release_cache", &release_block_cache);
   // The operators that have a kernel here, by their names in cscl_fast.ops.
   module.attr("cpu_operators") =
-      py::make_tuple("soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss", "transfer_reward");
+      py::make_tuple("soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss", "class_thresholds", "transfer_reward");
   module.def("soft_pseudo_labels", &bind_soft_pseudo_labels,
              py::call_guard<py::gil_scoped_release>());
   module.def("upsampled_cross_entropy", &bind_upsampled_cross_entropy,
@@ -179,4 +227,13 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("pseudo_label_loss", &bind_pseudo_label_loss,
              py::call_guard<py::gil_scoped_release>());
   module.def("transfer_reward", &bind_transfer_reward, py::call_guard<py::gil_scoped_release>());
+  module.def("class_threshold_keys", &bind_class_threshold_keys,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("class_threshold_update", &bind_class_threshold_update,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("class_thresholds", &bind_class_thresholds, py::call_guard<py::gil_scoped_release>());
+  module.def("thresholds_of_keys", &bind_thresholds_of_keys,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("thresholds_of_histogram", &bind_thresholds_of_histogram,
+             py::call_guard<py::gil_scoped_release>());
 }

@@ -126,11 +126,23 @@ def check_gamma(gamma: Any) -> None:
         raise ValueError(f"gamma is {gamma}; it must be positive and finite")
 
 
-def check_portion(portion: Any) -> None:
+def check_portion(portion: Any, name: str = "portion") -> None:
     """Refuse a portion that is not a number in (0, 1]."""
-    _check_number("portion", portion)
+    _check_number(name, portion)
     if not 0.0 < portion <= 1.0:
-        raise ValueError(f"portion is {portion}; it must be in (0, 1]")
+        raise ValueError(f"{name} is {portion}; it must be in (0, 1]")
+
+
+def check_portions(portion: Any) -> list[float]:
+    """Refuse what is neither a portion nor a sequence of at least one; a list of them."""
+    if not isinstance(portion, (list, tuple)):
+        check_portion(portion)
+        return [float(portion)]
+    if not portion:
+        raise ValueError("portion is empty; it must be a number in (0, 1] or several of them")
+    for i, value in enumerate(portion):
+        check_portion(value, f"portion[{i}]")
+    return [float(value) for value in portion]
 
 
 def check_eps(eps: Any) -> None:

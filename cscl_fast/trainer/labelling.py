@@ -153,13 +153,10 @@ class Labeller:
         """Online thresholds: the histogram of the last `online_window` steps, or up to two."""
         self.window.update(logits, size=size)
         self.filled += 1
-        merged = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
-        merged.merge(self.previous)
-        merged.merge(self.window)
-        self.thresholds = merged.compute(self.portion)
+        self.thresholds = self.window.compute(self.portion, together_with=self.previous)
         if self.filled >= self.config.online_window:
-            self.previous, self.filled = self.window, 0
-            self.window = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
+            self.previous, self.window, self.filled = self.window, self.previous, 0
+            self.window.reset()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -29,7 +29,7 @@
 CSCL_CORE_BEGIN
 
 // What an arithmetic type brings: Scalar, the type of one lane; Integer, integers of the same width
-// and number; Mask, the result of comparing; larger and multiply_add, see below.
+// and number; Mask, the result of comparing; larger, multiply_add and truncate, see below.
 template <typename Real>
 struct Traits;
 
@@ -40,6 +40,7 @@ struct ScalarTraits {
   using Mask = bool;
   CSCL_HD static Real larger(Real value, Real than) { return value > than ? value : than; }
   CSCL_HD static Real multiply_add(Real a, Real b, Real c) { return a * b + c; }
+  CSCL_HD static Bits truncate(Real value) { return static_cast<Bits>(value); }
 };
 
 template <>
@@ -64,6 +65,12 @@ CSCL_HD Real larger(Real value, Real than) {
 template <typename Real>
 CSCL_HD Real multiply_add(Real a, Real b, Real c) {
   return Traits<Real>::multiply_add(a, b, c);
+}
+
+// The integer part of a value that fits.
+template <typename Real>
+CSCL_HD IntegerOf<Real> truncate(Real value) {
+  return Traits<Real>::truncate(value);
 }
 
 template <typename Mask, typename Value>

@@ -48,17 +48,4 @@ inline void solve_carefully(int classes, float* tile, int64_t row, int64_t pixel
   }
 }
 
-// Pixels begin .. begin + pixels - 1 of one image, from memory to a tile.
-template <typename Element>
-inline void load_pixels(const Element* image, const cscl::cpu::LogitsView& view, PixelOrder order,
-                        int64_t begin, int64_t pixels, float* tile, int64_t row) {
-  if (order == PixelOrder::planes) {
-    load_planes(image + begin, view.stride_class, view.classes, pixels, tile, row);
-  } else if (order == PixelOrder::interleaved) {
-    load_interleaved(image + begin * view.classes, view.classes, pixels, tile, row);
-  } else {
-    load_strided(image, view, begin, pixels, tile, row);
-  }
-}
-
 CSCL_CORE_END

@@ -78,4 +78,25 @@ struct TransferRewardCall {
 
 void transfer_reward(const TransferRewardCall& call, int threads);
 
+// Algorithm 1, in csrc/cpu/class_threshold.cpp. A key is class << 16 | bin of the confidence among
+// 65536 equal ones, or K << 16 for a pixel with a logit that is not finite.
+struct ClassThresholdKeysCall {
+  LogitsView logits;
+  int32_t* keys;  // [B, H, W]
+};
+void class_threshold_keys(const ClassThresholdKeysCall& call, int threads);
+
+struct ClassThresholdUpdateCall {
+  LogitsView logits;
+  int64_t* histogram;  // [K, 65536], counted into
+};
+void class_threshold_update(const ClassThresholdUpdateCall& call, int threads);
+
+struct ClassThresholdsCall {
+  LogitsView logits;
+  double portion;     // in (0, 1]
+  float* thresholds;  // [K]
+};
+void class_thresholds(const ClassThresholdsCall& call, int threads);
+
 }  // namespace cscl::cpu

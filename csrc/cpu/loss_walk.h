@@ -347,7 +347,7 @@ inline TilePlace place_tile(const LogitsView& view, PixelOrder order, int64_t im
     return {reinterpret_cast<const float*>(logits + begin), view.stride_class};
   }
   const int64_t row = round_up(pixels, kLanes);
-  load_pixels(logits, view, order, begin, pixels, tile, row);
+  load_tile(logits, view, order, begin, pixels, tile, row);
   return {tile, row};
 }
 

@@ -14,6 +14,8 @@ namespace cscl::cpu {
 namespace {
 
 constexpr size_t kLargePage = size_t{2} << 20;
+// What malloc keeps for itself when it is given back.
+constexpr size_t kSmallScratch = size_t{64} << 10;
 
 struct BlockCache {
   std::mutex mutex;
@@ -91,6 +93,17 @@ void give_back_block(Block block) {
     }
   }
   for (const Block& old : leaving) release(old);
+}
+
+Block take_scratch(size_t bytes) {
+  if (bytes > kSmallScratch) return take_block(bytes);
+  bytes = (bytes + 63) / 64 * 64;
+  return {std::aligned_alloc(64, bytes), bytes};
+}
+
+void give_back_scratch(Block block) {
+  if (block.bytes > kSmallScratch) return give_back_block(block);
+  std::free(block.data);
 }
 
 void release_block_cache() {

@@ -22,6 +22,11 @@ struct Block {
 Block take_block(size_t bytes);
 void give_back_block(Block block);
 
+// Scratch of a kernel: small pieces from malloc, large ones from the same blocks. 64-byte aligned;
+// data is null when there is no memory. Giving back an empty Block does nothing.
+Block take_scratch(size_t bytes);
+void give_back_scratch(Block block);
+
 // How much memory may wait to be used again: CSCL_FAST_CACHE_MB, 512 MiB unless told.
 size_t block_cache_limit();
 size_t block_cache_size();   // bytes that wait now

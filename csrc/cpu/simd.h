@@ -54,6 +54,7 @@ struct Traits<Float> {
     return a * b + c;
 #endif
   }
+  CSCL_HD static Int truncate(Float value) { return __builtin_convertvector(value, Int); }
 };
 
 template <>

@@ -136,7 +136,7 @@ void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& pl
                            reinterpret_cast<const float*>(logits) + p, view.stride_class,
                            reinterpret_cast<float*>(soft) + p, plane, pixels, labels);
     } else {
-      load_pixels(logits, view, order, p, pixels, tile, row);
+      load_tile(logits, view, order, p, pixels, tile, row);
       solve_tile(plan, static_cast<int>(classes), tile, row, pixels, labels);
       if (call.soft_channels_last) {
         store_interleaved<Element, kStream>(tile, row, classes, pixels, soft + p * classes);

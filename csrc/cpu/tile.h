@@ -186,6 +186,21 @@ inline void load_strided(const Element* image, const cscl::cpu::LogitsView& view
   }
 }
 
+// ---- tensors in whatever order ------------------------------------------------------------------
+
+// Pixels `begin` .. `begin` + `pixels` - 1 of one image of this order, counted row by row.
+template <typename Element>
+inline void load_tile(const Element* image, const cscl::cpu::LogitsView& view, PixelOrder order,
+                      int64_t begin, int64_t pixels, float* tile, int64_t row) {
+  if (order == PixelOrder::planes) {
+    load_planes(image + begin, view.stride_class, view.classes, pixels, tile, row);
+  } else if (order == PixelOrder::interleaved) {
+    load_interleaved(image + begin * view.classes, view.classes, pixels, tile, row);
+  } else {
+    load_strided(image, view, begin, pixels, tile, row);
+  }
+}
+
 // ---- labels -------------------------------------------------------------------------------------
 
 // int32 in cache to int64 in memory. `labels` may be read up to the next multiple of kLanes.

@@ -163,5 +163,6 @@ class Random {
 
 // Each prints one line with what it has checked.
 void test_threads();
+void test_class_thresholds();
 void test_soft_pseudo_labels();
 void test_transfer_reward();

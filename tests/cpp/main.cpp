@@ -38,6 +38,7 @@ int run_here() {
   std::printf("instruction set %s\n", cscl::cpu::isa_name(cscl::cpu::active_isa()).c_str());
   test_conversions();
   test_threads();
+  test_class_thresholds();
   test_soft_pseudo_labels();
   test_transfer_reward();
   if (failures > 0) std::printf("%ld checks failed\n", failures);

@@ -66,6 +66,36 @@ def test_streaming_error_over_many_confidences(place: Place) -> None:
         assert (stream.compute(float(portion)) - exact).abs().max() <= 2.0**-17
 
 
+def test_several_portions_and_two_streams(place: Place) -> None:
+    case = CASES[3]
+    logits = make_logits(case, torch.float32, place.device)
+    one, two, both = (ClassThresholds(19, device=place.device) for _ in range(3))
+    one.update(logits, **case.upsampling)
+    two.update(logits.flip(1), **case.upsampling)
+    both.merge(one)
+    both.merge(two)
+    counts = one.counts
+    found = one.compute(PORTIONS, together_with=two)
+    assert found.shape == (3, 19)
+    assert torch.equal(found, torch.stack([both.compute(portion) for portion in PORTIONS]))
+    assert torch.equal(one.compute([0.4])[0], one.compute(0.4))
+    assert torch.equal(one.counts, counts)
+
+
+def test_bad_portions_are_named() -> None:
+    stream = ClassThresholds(4)
+    with pytest.raises(ValueError, match=r"portion\[1\] is 1\.5; it must be in \(0, 1\]"):
+        stream.compute([0.5, 1.5])
+    with pytest.raises(TypeError, match=r"portion\[0\] must be a number; got str"):
+        stream.compute(("0.5",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="portion is empty"):
+        stream.compute([])
+    with pytest.raises(ValueError, match="together_with counts 5 classes; these thresholds are"):
+        stream.compute(0.5, together_with=ClassThresholds(5))
+    with pytest.raises(TypeError, match="together_with must be ClassThresholds; got int"):
+        stream.compute(0.5, together_with=3)  # type: ignore[arg-type]
+
+
 def test_certain_pixels(place: Place) -> None:
     logits = torch.full((1, 3, 2, 2), -200.0, device=place.device)
     logits[:, 1] = 200.0

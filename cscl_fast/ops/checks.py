@@ -198,11 +198,14 @@ def check_label_map(
     beside: Tensor,  # [B, *, h, w]
     beside_name: str,
     name: str = "labels",
+    *,
+    values: bool = True,  # False: whoever reads them anyway looks at them
 ) -> None:
     """Refuse what is not an int64 label for every location of the tensor `beside`."""
     check_tensor(name, labels, "[B, h, w]", (torch.int64,))
     _check_same_grid(name, labels, beside, beside_name)
-    _check_label_values(name, labels, num_classes)
+    if values:
+        _check_label_values(name, labels, num_classes)
 
 
 def _check_same_grid(name: str, labels: Tensor, beside: Tensor, beside_name: str) -> None:
@@ -249,6 +252,8 @@ def check_labels_of_features(
     num_classes: int,
     name: str = "labels",
     features_name: str = "features",
+    *,
+    values: bool = True,  # False: whoever reads them anyway looks at them
 ) -> None:
     """Refuse what is neither hard labels [B, h, w] nor soft labels [B, K, h, w] of the features."""
     if not isinstance(labels, Tensor):
@@ -261,7 +266,7 @@ def check_labels_of_features(
             f"got {labels.ndim} dimensions {list(labels.shape)}"
         )
     if labels.ndim == 3:
-        check_label_map(labels, num_classes, features, features_name, name)
+        check_label_map(labels, num_classes, features, features_name, name, values=values)
         return
     check_tensor(name, labels, "[B, K, h, w]", _FLOAT_DTYPES)
     if labels.shape[1] != num_classes:
@@ -275,7 +280,7 @@ def check_labels_of_features(
             f"{name} requires a gradient, and labels are constants that have none; "
             f"pass {name}.detach()"
         )
-    if values_readable(labels):
+    if values and values_readable(labels):
         bad = ~((labels >= 0) & (labels <= _ABOVE_ONE))  # NaN, too
         if bool(bad.any()):
             place = _first_bad_place(bad)

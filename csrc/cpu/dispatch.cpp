@@ -5,7 +5,11 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-#define CSCL_FOR_EACH_KERNEL(X, isa) X(isa, soft_pseudo_labels, SoftPseudoLabelCall)
+#define CSCL_FOR_EACH_KERNEL(X, isa)              \
+  X(isa, soft_pseudo_labels, SoftPseudoLabelCall) \
+  X(isa, class_centroids, ClassCentroidsCall)     \
+  X(isa, centroid_gradient, CentroidGradientCall) \
+  X(isa, symmetric_soft_divergence, SymmetricSoftDivergenceCall)
 
 namespace cscl::cpu {
 

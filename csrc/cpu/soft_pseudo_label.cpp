@@ -146,21 +146,6 @@ void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64
 
 // ---- the walk over pixels -----------------------------------------------------------------------
 
-enum class Order { planes, interleaved, strided };
-
-// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
-Order order_of(const LogitsView& view) {
-  const bool one_row = view.height == 1, one_column = view.width == 1;
-  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
-    return Order::planes;
-  }
-  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
-      (one_row || view.stride_row == view.width * view.classes)) {
-    return Order::interleaved;
-  }
-  return Order::strided;
-}
-
 // Pixels begin .. end-1 of one image at the logits' own size.
 template <typename Element, bool kStream>
 void solve_pixels(const SoftPseudoLabelCall& call, const SoftPseudoLabelPlan& plan, int64_t image,

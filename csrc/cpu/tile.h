@@ -28,6 +28,21 @@ CSCL_HD int64_t tile_pixels(int64_t classes, bool interleaved) {
   return pixels < 16 ? 16 : smaller_of(pixels, kMaximumTilePixels);
 }
 
+enum class Order { planes, interleaved, strided };
+
+// How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
+inline Order order_of(const cscl::cpu::LogitsView& view) {
+  const bool one_row = view.height == 1, one_column = view.width == 1;
+  if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
+    return Order::planes;
+  }
+  if (view.stride_class == 1 && (one_column || view.stride_column == view.classes) &&
+      (one_row || view.stride_row == view.width * view.classes)) {
+    return Order::interleaved;
+  }
+  return Order::strided;
+}
+
 // Up to kLanes values that may not fill a vector.
 template <typename Element>
 CSCL_HD Float widen_some(const Element* from, int64_t count) {

@@ -24,7 +24,8 @@ namespace {
 
 constexpr int64_t kFloatLocations = 512;
 constexpr int64_t kWindow = 1024;  // locations that are sorted at once
-constexpr int64_t kBlockChannels = 512;
+constexpr int64_t kAhead = 8;      // locations that are asked for before they are read
+constexpr int64_t kBlockChannels = 2048;
 constexpr int64_t kGroupChannels = 16;
 constexpr int64_t kTileLocations = 128;
 constexpr int64_t kTileRow = kTileLocations + 16;  // not a power of two apart
@@ -163,8 +164,8 @@ void assign_all(const LabelledFeatures& side, const SumPlan& plan, double* part_
 
 // The locations of a window that have a class, sorted by it.
 struct Window {
-  int64_t offset[kWindow + 8];  // of the location's channels, in elements
-  float weight[kWindow + 8];
+  int64_t offset[kWindow + kAhead + 4];  // of the location's channels, in elements
+  float weight[kWindow + kAhead + 4];
   int32_t end[kMaximumClasses + 1];  // of each class's locations
 };
 
@@ -193,14 +194,13 @@ void sort_window(const LabelledFeatures& side, int64_t begin, int64_t count, Win
       }
     }
   }
-  for (int64_t i = count; i < count + 8; ++i) window.offset[i] = window.offset[count - 1];
+  for (int64_t i = count; i < count + kAhead + 4; ++i) window.offset[i] = window.offset[count - 1];
 }
 
 // sums[c] += Σ weight * location[c] over kCount locations; asks for those four further on.
 template <int kCount, typename Element>
 CSCL_HD void add_locations(const Element* channels, const int64_t* offset, const float* weight,
                            int64_t count, float* sums) {
-  constexpr int64_t kAhead = 4;
   const Element* from[kCount];
   const Element* ahead[kCount];
   for (int j = 0; j < kCount; ++j) from[j] = channels + offset[j];
@@ -218,7 +218,7 @@ CSCL_HD void add_locations(const Element* channels, const int64_t* offset, const
   int64_t c = 0;
   for (; c + kLanes <= count; c += kLanes) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kCount; ++j) __builtin_prefetch(ahead[j] + c);
+    for (int j = 0; j < kCount; ++j) __builtin_prefetch(ahead[j] + c, 0, 2);
     add(c, [](const Element* at) { return widen(at); });
   }
   if (c < count) add(c, [&](const Element* at) { return widen_some(at, count - c); });
@@ -249,8 +249,10 @@ void sum_rows(const LabelledFeatures& side, const SumPlan& plan, int64_t part, i
     for (int64_t c = 0; c < padded; ++c) to[k * plan.row + c] = 0.0;
   }
   const Range range = range_of(part, plan.parts, plan.locations);
-  for (int64_t begin = range.begin; begin < range.end; begin += kWindow) {
-    sort_window(side, begin, smaller_of(kWindow, range.end - begin), window);
+  const int64_t windows = divide_up(range.end - range.begin, kWindow);
+  const int64_t step = windows > 0 ? divide_up(range.end - range.begin, windows) : 1;
+  for (int64_t begin = range.begin; begin < range.end; begin += step) {
+    sort_window(side, begin, smaller_of(step, range.end - begin), window);
     int64_t i = 0;
     for (int64_t k = 0; k < classes; ++k) {
       while (i < window.end[k]) {
@@ -394,8 +396,9 @@ SumPlan plan_sums(const LabelledFeatures& side) {
   const bool rows = has_neighbouring_channels(view);
   const int64_t tasks_of_a_part = divide_up(view.classes, rows ? kBlockChannels : kGroupChannels);
   const int64_t most = kMaximumPartBytes / (classes * plan.row * 8);
-  plan.parts = smaller_of(divide_up(64, tasks_of_a_part), divide_up(plan.locations, 2048));
+  plan.parts = smaller_of(divide_up(64, tasks_of_a_part), divide_up(plan.locations, kWindow));
   plan.parts = larger_of(smaller_of(plan.parts, most), 1);
+  if (plan.parts > 4) plan.parts = plan.parts / 4 * 4;  // even shares for 2 and 4 threads
   plan.doubles =
       round_up(plan.parts * classes * plan.row + classes, 8) + plan.assign_parts * (classes + 1);
   plan.doubles = round_up(plan.doubles, 8);

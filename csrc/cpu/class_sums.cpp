@@ -27,7 +27,8 @@ constexpr int64_t kWindow = 1024;  // locations that are sorted at once
 constexpr int64_t kAhead = 8;      // locations that are asked for before they are read
 constexpr int64_t kBlockChannels = 2048;
 constexpr int64_t kGroupChannels = 16;
-constexpr int64_t kTileLocations = 128;
+constexpr int64_t kTileLocations = 64;
+constexpr int64_t kTilesAhead = 6;                 // asked for before they are read
 constexpr int64_t kTileRow = kTileLocations + 16;  // not a power of two apart
 constexpr int64_t kMaximumPartBytes = int64_t{16} << 20;
 
@@ -297,14 +298,14 @@ void add_tile(const float* tile, const int32_t* row, const float* weight, int64_
   }
 }
 
-// As load_planes of tile.h, asking for what the next tile will hold.
+// As load_planes of tile.h, asking for what a later tile will hold.
 template <typename Element>
 CSCL_HD void load_group(const Element* from, int64_t plane, int64_t channels, int64_t count,
                         float* tile) {
   for (int64_t c = 0; c < channels; ++c) {
     const Element* channel = from + c * plane;
     for (int64_t i = 0; i < count; i += kLanes) {
-      __builtin_prefetch(channel + i + kTileLocations);
+      __builtin_prefetch(channel + i + kTilesAhead * kTileLocations, 0, 2);
       store(tile + c * kTileRow + i, widen_some(channel + i, count - i));
     }
   }

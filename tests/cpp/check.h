@@ -164,3 +164,4 @@ class Random {
 // Each prints one line with what it has checked.
 void test_threads();
 void test_soft_pseudo_labels();
+void test_class_centroids();

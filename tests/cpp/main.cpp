@@ -39,6 +39,7 @@ int run_here() {
   test_conversions();
   test_threads();
   test_soft_pseudo_labels();
+  test_class_centroids();
   if (failures > 0) std::printf("%ld checks failed\n", failures);
   return failures > 0 ? 1 : 0;
 }

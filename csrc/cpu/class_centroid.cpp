@@ -21,8 +21,6 @@ namespace {
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kTaskElements = int64_t{1} << 17;
 
-CSCL_HD int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- numbers of any size to 16 bits -------------------------------------------------------------
 
 CSCL_HD void narrow_any(float* to, Float value) { store(to, value); }

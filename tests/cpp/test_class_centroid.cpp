@@ -217,7 +217,7 @@ void check_centroids(const Case& c) {
   check(good == side.in_range, c.text(), "says of the labels what is not so");
   for (int64_t n = 0; n < c.locations(); ++n) {
     int32_t row;
-    std::memcpy(&row, one.row.data() + static_cast<size_t>(n) * 4, 4);
+    std::memcpy(&row, std::as_const(one).row.data() + static_cast<size_t>(n) * 4, 4);
     check(row == side.row[static_cast<size_t>(n)], c.text(), "a location has another class");
   }
   for (int64_t k = 0; k < c.classes; ++k) {

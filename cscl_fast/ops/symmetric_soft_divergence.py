@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import class_centroid, symmetric_soft_divergence as cpu
+from cscl_fast.backends.cpu import class_centroid
+from cscl_fast.backends.cpu import symmetric_soft_divergence as cpu
 from cscl_fast.backends.reference import symmetric_soft_divergence as reference
 from cscl_fast.ops import checks
 

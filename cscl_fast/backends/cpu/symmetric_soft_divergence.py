@@ -2,8 +2,8 @@
 
 The operators are `torch.ops.cscl_fast.symmetric_soft_divergence`, computed by
 csrc/cpu/symmetric_soft_divergence.cpp, and `symmetric_soft_divergence_backward`. Beside the loss
-the forward operator returns, for either side, the gradient by a location of each class and the class
-and weight of every location; the features are not kept.
+the forward operator returns, for either side, the gradient by a location of each class and the
+class and weight of every location; the features are not kept.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <new>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "build_info.h"
 #include "cpu/class_threshold_select.h"
@@ -78,7 +80,8 @@ bool bind_upsampled_cross_entropy(uintptr_t logits, int type, const Four& shape,
                                   const Four& strides, int64_t out_height, int64_t out_width,
                                   bool align_corners, uintptr_t labels, int64_t ignore_index,
                                   uintptr_t loss, uintptr_t count, uintptr_t gradient,
-                                  bool channels_last, bool of_mean, float gradient_scale, int threads) {
+                                  bool channels_last, bool of_mean, float gradient_scale,
+                                  int threads) {
   CrossEntropyCall call;
   call.logits = logits_view(logits, type, shape, strides, out_height, out_width, align_corners);
   call.labels = reinterpret_cast<const int64_t*>(labels);
@@ -169,6 +172,77 @@ void bind_thresholds_of_histogram(uintptr_t histogram, uintptr_t other, int clas
   thresholds_of_histogram(scan, threads);
 }
 
+// Features and their labels as a tuple: features (data, type, shape, strides), labels (data, type,
+// number of classes, strides; type < 0: hard ones, the class stride means nothing), and where the
+// class and the weight of each location go.
+using Labelled =
+    std::tuple<uintptr_t, int, Four, Four, uintptr_t, int, int64_t, Four, uintptr_t, uintptr_t>;
+
+LabelledFeatures labelled_features(const Labelled& side, bool* in_range) {
+  const auto& [features, type, shape, strides, labels, labels_type, classes, labels_strides, row,
+               weight] = side;
+  const int64_t height = std::get<2>(shape), width = std::get<3>(shape);
+  const Four labels_shape{std::get<0>(shape), classes, height, width};
+  LabelledFeatures result;
+  result.features = logits_view(features, type, shape, strides, height, width, false);
+  result.labels = logits_view(labels, labels_type < 0 ? 0 : labels_type, labels_shape,
+                              labels_strides, height, width, false);
+  result.hard = labels_type < 0;
+  result.row = reinterpret_cast<int32_t*>(row);
+  result.weight = reinterpret_cast<float*>(weight);
+  result.in_range = in_range;
+  return result;
+}
+
+// Whether every label was in range.
+bool bind_class_centroids(const Labelled& side, uintptr_t centroids, uintptr_t mass, int threads) {
+  bool in_range = true;
+  ClassCentroidsCall call;
+  call.side = labelled_features(side, &in_range);
+  call.centroids = reinterpret_cast<float*>(centroids);
+  call.mass = reinterpret_cast<float*>(mass);
+  run([&] { class_centroids(call, threads); });
+  return in_range;
+}
+
+void bind_centroid_gradient(uintptr_t slope, uintptr_t mass, uintptr_t scale, uintptr_t row,
+                            uintptr_t weight, int64_t batch, int64_t classes, int64_t channels,
+                            int64_t plane, uintptr_t gradient, int type, bool channels_last,
+                            int threads) {
+  CentroidGradientCall call;
+  call.slope = reinterpret_cast<const float*>(slope);
+  call.mass = reinterpret_cast<const float*>(mass);
+  call.scale = reinterpret_cast<const float*>(scale);
+  call.row = reinterpret_cast<const int32_t*>(row);
+  call.weight = reinterpret_cast<const float*>(weight);
+  call.batch = batch;
+  call.classes = classes;
+  call.channels = channels;
+  call.plane = plane;
+  call.gradient = reinterpret_cast<void*>(gradient);
+  call.type = static_cast<DataType>(type);
+  call.channels_last = channels_last;
+  centroid_gradient(call, threads);
+}
+
+// Whether every label of the source and of the target was in range.
+std::pair<bool, bool> bind_symmetric_soft_divergence(const Labelled& source, const Labelled& target,
+                                                     bool softmax, double eps, uintptr_t loss,
+                                                     uintptr_t source_slope, uintptr_t target_slope,
+                                                     int threads) {
+  bool source_in_range = true, target_in_range = true;
+  SymmetricSoftDivergenceCall call;
+  call.source = labelled_features(source, &source_in_range);
+  call.target = labelled_features(target, &target_in_range);
+  call.softmax = softmax;
+  call.eps = eps;
+  call.loss = reinterpret_cast<float*>(loss);
+  call.source_slope = reinterpret_cast<float*>(source_slope);
+  call.target_slope = reinterpret_cast<float*>(target_slope);
+  run([&] { symmetric_soft_divergence(call, threads); });
+  return {source_in_range, target_in_range};
+}
+
 // Memory for a large result, as something that torch.frombuffer takes: the block goes back when the
 // last tensor on it is gone.
 class ResultMemory {
@@ -218,8 +292,9 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("cached_bytes", &block_cache_size);
   module.def("release_cache", &release_block_cache);
   // The operators that have a kernel here, by their names in cscl_fast.ops.
-  module.attr("cpu_operators") =
-      py::make_tuple("soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss", "class_thresholds", "transfer_reward");
+  module.attr("cpu_operators") = py::make_tuple(
+      "soft_pseudo_labels", "upsampled_cross_entropy", "pseudo_label_loss", "class_thresholds",
+      "class_centroids", "symmetric_soft_divergence", "transfer_reward");
   module.def("soft_pseudo_labels", &bind_soft_pseudo_labels,
              py::call_guard<py::gil_scoped_release>());
   module.def("upsampled_cross_entropy", &bind_upsampled_cross_entropy,
@@ -235,5 +310,10 @@ PYBIND11_MODULE(_cscl_fast, module) {
   module.def("thresholds_of_keys", &bind_thresholds_of_keys,
              py::call_guard<py::gil_scoped_release>());
   module.def("thresholds_of_histogram", &bind_thresholds_of_histogram,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("class_centroids", &bind_class_centroids, py::call_guard<py::gil_scoped_release>());
+  module.def("centroid_gradient", &bind_centroid_gradient,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("symmetric_soft_divergence", &bind_symmetric_soft_divergence,
              py::call_guard<py::gil_scoped_release>());
 }

@@ -269,6 +269,8 @@ def check_labels_of_features(
     num_classes: int,
     name: str = "labels",
     features_name: str = "features",
+    *,
+    values: bool = True,  # False: whoever reads them anyway looks at them
 ) -> None:
     """Refuse what is neither hard labels [B, h, w] nor soft labels [B, K, h, w] of the features."""
     if not isinstance(labels, Tensor):
@@ -281,7 +283,7 @@ def check_labels_of_features(
             f"got {labels.ndim} dimensions {list(labels.shape)}"
         )
     if labels.ndim == 3:
-        check_label_map(labels, num_classes, features, features_name, name)
+        check_label_map(labels, num_classes, features, features_name, name, values=values)
         return
     check_tensor(name, labels, "[B, K, h, w]", _FLOAT_DTYPES)
     if labels.shape[1] != num_classes:
@@ -295,7 +297,7 @@ def check_labels_of_features(
             f"{name} requires a gradient, and labels are constants that have none; "
             f"pass {name}.detach()"
         )
-    if values_readable(labels):
+    if values and values_readable(labels):
         bad = ~((labels >= 0) & (labels <= _ABOVE_ONE))  # NaN, too
         if bool(bad.any()):
             place = _first_bad_place(bad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cscl_fast import backends
+from cscl_fast.backends.cpu import class_centroid as cpu
 from cscl_fast.backends.reference import class_centroid as reference
 from cscl_fast.ops import checks
 
@@ -33,6 +34,9 @@ def class_centroids(
     """
     checks.check_num_classes(num_classes)
     checks.check_features(features)
-    checks.check_labels_of_features(labels, features, num_classes)
-    backends.select("class_centroids", features, "features")
+    compiled = backends.select("class_centroids", features, "features") == "cpu"
+    compiled = compiled and cpu.takes(labels)
+    checks.check_labels_of_features(labels, features, num_classes, values=not compiled)
+    if compiled:
+        return cpu.class_centroids(features, labels, num_classes)
     return reference.class_centroids(features, labels, num_classes)

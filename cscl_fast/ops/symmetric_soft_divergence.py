@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cscl_fast import backends
+from cscl_fast.backends.cpu import class_centroid
+from cscl_fast.backends.cpu import symmetric_soft_divergence as cpu
 from cscl_fast.backends.reference import symmetric_soft_divergence as reference
 from cscl_fast.ops import checks
 
@@ -66,13 +69,30 @@ def symmetric_soft_divergence(
             f"{list(target_features.shape)} must have the same number of channels"
         )
     checks.check_same_device("target_features", target_features, "source_features", source_features)
-    checks.check_labels_of_features(
-        source_labels, source_features, num_classes, "source_labels", "source_features"
+    compiled = (
+        backends.select("symmetric_soft_divergence", source_features, "source_features") == "cpu"
+        and target_features.dtype != torch.float64
+        and class_centroid.takes(source_labels)
+        and class_centroid.takes(target_soft_labels)
     )
-    checks.check_labels_of_features(
-        target_soft_labels, target_features, num_classes, "target_soft_labels", "target_features"
+    sides = (
+        (source_labels, source_features, "source_labels", "source_features"),
+        (target_soft_labels, target_features, "target_soft_labels", "target_features"),
     )
-    backends.select("symmetric_soft_divergence", source_features, "source_features")
+    for labels, features, name, features_name in sides:
+        checks.check_labels_of_features(
+            labels, features, num_classes, name, features_name, values=not compiled
+        )
+    if compiled:
+        return cpu.symmetric_soft_divergence(
+            source_features,
+            source_labels,
+            target_features,
+            target_soft_labels,
+            num_classes,
+            normalise,
+            eps,
+        )
     return reference.symmetric_soft_divergence(
         source_features,
         source_labels,

@@ -62,8 +62,8 @@ struct ExponentialConstants<double> {
 };
 
 // exp(x) = 2^n p for x <= 0, relative error about 2 ulp; returns p and leaves in `shifted` a number
-// whose lowest bits are n + bias. Below lowest() the answer stays at exp(lowest()), 4e-38 or 1e-300:
-// small enough never to be seen, large enough to be a normal number.
+// whose lowest bits are n + bias. Below lowest() the answer stays at exp(lowest()), 4e-38 or
+// 1e-300: small enough never to be seen, large enough to be a normal number.
 template <typename Real>
 CSCL_HD Real exponential_parts(Real x, ScalarOf<Real> bias, Real& shifted) {
   using Constants = ExponentialConstants<ScalarOf<Real>>;

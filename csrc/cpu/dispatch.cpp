@@ -5,13 +5,16 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
-#define CSCL_FOR_EACH_KERNEL(X, isa)                       \
-  X(isa, soft_pseudo_labels, SoftPseudoLabelCall)          \
-  X(isa, upsampled_cross_entropy, CrossEntropyCall)        \
-  X(isa, pseudo_label_loss, PseudoLabelLossCall)           \
-  X(isa, class_threshold_keys, ClassThresholdKeysCall)     \
-  X(isa, class_threshold_update, ClassThresholdUpdateCall) \
-  X(isa, class_thresholds, ClassThresholdsCall)            \
+#define CSCL_FOR_EACH_KERNEL(X, isa)                             \
+  X(isa, soft_pseudo_labels, SoftPseudoLabelCall)                \
+  X(isa, upsampled_cross_entropy, CrossEntropyCall)              \
+  X(isa, pseudo_label_loss, PseudoLabelLossCall)                 \
+  X(isa, class_threshold_keys, ClassThresholdKeysCall)           \
+  X(isa, class_threshold_update, ClassThresholdUpdateCall)       \
+  X(isa, class_thresholds, ClassThresholdsCall)                  \
+  X(isa, class_centroids, ClassCentroidsCall)                    \
+  X(isa, centroid_gradient, CentroidGradientCall)                \
+  X(isa, symmetric_soft_divergence, SymmetricSoftDivergenceCall) \
   X(isa, transfer_reward, TransferRewardCall)
 
 namespace cscl::cpu {

@@ -99,4 +99,52 @@ struct ClassThresholdsCall {
 };
 void class_thresholds(const ClassThresholdsCall& call, int threads);
 
+// Features [B, C, h, w] (in a LogitsView, C in the place of its classes) and a label for each
+// location, from which a row 0 .. K-1 of a class, or K for none, and a weight follow.
+struct LabelledFeatures {
+  LogitsView features;
+  LogitsView labels;  // [B, K, h, w]; hard: int64 [B, h, w], the strides of the others as they are
+  bool hard;
+  int32_t* row;    // [B, h, w], result
+  float* weight;   // [B, h, w], result; 0 where there is no class
+  bool* in_range;  // result: every label was; what was not has no class or any weight
+};
+
+struct ClassCentroidsCall {
+  LabelledFeatures side;
+  float* centroids;  // [K, C]
+  float* mass;       // [K]
+};
+
+// Throws OutOfMemory.
+void class_centroids(const ClassCentroidsCall& call, int threads);
+
+// The gradient by the features of anything whose gradient by the centroids is known: at a location
+// of class k and weight w, w * slope[k] * scale / mass[k]; zeros where there is no class.
+struct CentroidGradientCall {
+  const float* slope;  // [K, C]
+  const float* mass;   // [K]; null: 1
+  const float* scale;  // one number; null: 1
+  const int32_t* row;
+  const float* weight;
+  int64_t batch, classes, channels, plane;  // B, K, C, h * w
+  void* gradient;                           // [B, C, h, w]
+  DataType type;
+  bool channels_last;  // memory order of gradient
+};
+
+void centroid_gradient(const CentroidGradientCall& call, int threads);
+
+struct SymmetricSoftDivergenceCall {
+  LabelledFeatures source, target;  // with one K and one C
+  bool softmax;                     // else l1
+  double eps;                       // of l1
+  float* loss;                      // one number
+  float* source_slope;              // [K, C]: gradient of the loss by a location of weight 1
+  float* target_slope;
+};
+
+// Throws OutOfMemory.
+void symmetric_soft_divergence(const SymmetricSoftDivergenceCall& call, int threads);
+
 }  // namespace cscl::cpu

@@ -35,8 +35,9 @@ class OwnLabels {
   }
   template <int kClasses>
   CSCL_HD Float gradient(int64_t, int k, const RegisterColumn<kClasses>& column,
-                         const RegisterColumn<kClasses>& other, Float scale) const {
-    return multiply_add(other.get(k), scale, -column.get(k));
+                         const RegisterColumn<kClasses>& other,
+                         const PixelLoss<Float>& solved) const {
+    return multiply_add(other.get(k), solved.scale, -column.get(k));
   }
 
  private:
@@ -64,8 +65,9 @@ class GivenLabels {
   }
   template <int kClasses>
   CSCL_HD Float gradient(int64_t, int k, const RegisterColumn<kClasses>& column,
-                         const RegisterColumn<kClasses>& other, Float scale) const {
-    return multiply_add(column.get(k), scale, -other.get(k));
+                         const RegisterColumn<kClasses>& other,
+                         const PixelLoss<Float>& solved) const {
+    return multiply_add(column.get(k), solved.scale, -other.get(k));
   }
 
  private:

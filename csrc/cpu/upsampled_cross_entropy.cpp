@@ -41,10 +41,11 @@ class CrossEntropy {
 
   template <int kClasses>
   CSCL_HD Float gradient(int64_t i, int k, const RegisterColumn<kClasses>& column,
-                         const RegisterColumn<kClasses>&, Float scale) const {
+                         const RegisterColumn<kClasses>&, const PixelLoss<Float>& solved) const {
     const Float target =
         select(load<Int>(labels_ + i) == k, broadcast<Float>(1.0f), broadcast<Float>(0.0f));
-    return multiply_add(column.get(k), scale, -target);
+    // Where the pixel does not count, e_k may be NaN.
+    return select(solved.counted, multiply_add(column.get(k), solved.scale, -target), Float{});
   }
 
  private:

@@ -166,3 +166,4 @@ void test_threads();
 void test_class_thresholds();
 void test_soft_pseudo_labels();
 void test_transfer_reward();
+void test_class_centroids();

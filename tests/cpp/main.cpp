@@ -41,6 +41,7 @@ int run_here() {
   test_class_thresholds();
   test_soft_pseudo_labels();
   test_transfer_reward();
+  test_class_centroids();
   if (failures > 0) std::printf("%ld checks failed\n", failures);
   return failures > 0 ? 1 : 0;
 }

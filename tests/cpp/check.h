@@ -167,3 +167,6 @@ void test_class_thresholds();
 void test_soft_pseudo_labels();
 void test_transfer_reward();
 void test_class_centroids();
+void test_pseudo_label_loss();
+void test_symmetric_soft_divergence();
+void test_upsampled_cross_entropy();

@@ -42,6 +42,9 @@ int run_here() {
   test_soft_pseudo_labels();
   test_transfer_reward();
   test_class_centroids();
+  test_symmetric_soft_divergence();
+  test_upsampled_cross_entropy();
+  test_pseudo_label_loss();
   if (failures > 0) std::printf("%ld checks failed\n", failures);
   return failures > 0 ? 1 : 0;
 }

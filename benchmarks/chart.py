@@ -1,7 +1,7 @@
-"""Draws docs/images/benchmarks.png and writes the README's table from benchmarks/results/*.json.
+"""Draws docs/images/benchmarks.png and writes the tables of the README and of docs/kernels/*.md.
 
-    python benchmarks/chart.py            # both
-    python benchmarks/chart.py --check    # fails if the table is not what the files give
+    python benchmarks/chart.py            # all, from benchmarks/results/*.json
+    python benchmarks/chart.py --check    # fails if a table is not what the files give
 
 The picture is drawn from the same rows as the table, so that neither can say what the other does
 not.
@@ -139,13 +139,71 @@ def table(found: list[Row]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def with_table(readme: str, found: list[Row]) -> str:
-    """The README with the table between its two comments."""
-    before, begin, rest = readme.partition(BEGIN)
+def between(page: str, content: str) -> str:
+    """The page with `content` between its two comments."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md has no {BEGIN} … {END}")
-    return f"{before}{begin}\n{table(found)}\n{end}{after}"
+        raise ValueError(f"a page has no {BEGIN} … {END}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def with_table(readme: str, found: list[Row]) -> str:
+    """The README with the table between its two comments."""
+    return between(readme, table(found))
+
+
+# The results that each page of docs/kernels shows, whole.
+PAGES = {
+    "soft_pseudo_label": ("soft_pseudo_labels",),
+    "pseudo_label_loss": ("pseudo_label_loss",),
+    "upsampled_cross_entropy": ("upsampled_cross_entropy",),
+    "class_threshold": ("ClassThresholds", "class_thresholds"),
+    "class_centroid": ("class_centroids",),
+    "symmetric_soft_divergence": ("symmetric_soft_divergence",),
+    "transfer_reward": ("transfer_reward",),
+}
+
+
+def figures(operator: str, results: Path = RESULTS) -> str:
+    """Every group of an operator's results: times, ratios, share of copy and peak memory."""
+    content = json.loads((results / f"{operator}.json").read_text(encoding="utf-8"))
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for timing in content["timings"]:
+        if "sweep" not in timing["group"]:
+            groups.setdefault(timing["group"], {})[timing["contender"]] = timing
+    shown = [name for name in OTHERS if any(name in timings for timings in groups.values())]
+    heads = [f"`{operator}`", OURS, *shown, "share of copy", "peak MB", "peak MB, good eager"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    copy = content["copy_bytes_per_second"]
+    for group, timings in groups.items():
+        if OURS not in timings:
+            continue
+        row = Row(Headline(operator, group, group), timings, copy, content["environment"])
+        cells = [
+            group,
+            milliseconds(timings[OURS]["median"]),
+            *(times(row.ratio(n)) for n in shown),
+        ]
+        cells.append(f"{row.share():.0%}")
+        cells += [megabytes(timings[OURS]), megabytes(timings.get("good eager"))]
+        lines.append("| " + " | ".join(cells) + " |")
+    e = content["environment"]
+    place = (
+        f"{e['processor']}, {e['threads']} threads, {e['instruction_set']}, PyTorch {e['torch']}"
+    )
+    return "\n".join([*lines, "", f"Medians. {place}; copies {copy / 1e9:.0f} GB/s."])
+
+
+def pages() -> dict[Path, str]:
+    """What each page with a table should hold."""
+    wanted = {README: with_table(README.read_text(encoding="utf-8"), rows())}
+    for name, operators in PAGES.items():
+        path = ROOT / "docs" / "kernels" / f"{name}.md"
+        stored = [o for o in operators if (RESULTS / f"{o}.json").is_file()]
+        content = "\n\n".join(figures(operator) for operator in stored)
+        wanted[path] = between(path.read_text(encoding="utf-8"), content)
+    return wanted
 
 
 # ---- the picture --------------------------------------------------------------------------------
@@ -216,16 +274,14 @@ def main(arguments: list[str]) -> int:
     if set(arguments) - {"--check"}:
         print(__doc__)
         return 2
-    found = rows()
-    readme = README.read_text(encoding="utf-8")
-    wanted = with_table(readme, found)
+    wrong = {p: w for p, w in pages().items() if p.read_text(encoding="utf-8") != w}
     if "--check" in arguments:
-        if readme != wanted:
-            print("README.md's table is not what the results give; run: python benchmarks/chart.py")
-            return 1
-        return 0
-    README.write_text(wanted, encoding="utf-8")
-    draw(found, PICTURE)
+        for path in wrong:
+            print(f"{path.name} is not what the results give; run: python benchmarks/chart.py")
+        return 1 if wrong else 0
+    for path, wanted in wrong.items():
+        path.write_text(wanted, encoding="utf-8")
+    draw(rows(), PICTURE)
     return 0
 
 

@@ -94,6 +94,16 @@ def library() -> ModuleType:
     return _library_state.module
 
 
+def release_memory() -> None:
+    """Give memory that waits for the next large result back to the operating system.
+
+    Results of the CPU kernels of 4 MiB and more lie in such memory; at most CSCL_FAST_CACHE_MB
+    (512) of it waits. Results that are still in use are not touched.
+    """
+    if _library_state.module is not None and _library_state.problem is None:
+        _library_state.module.release_cache()
+
+
 def _check_name(name: object) -> None:
     if name in BACKENDS:
         return

@@ -224,6 +224,8 @@ long for_each_loss_case(const Test& test) {
         for (const LossLayout layout :
              {LossLayout::contiguous, LossLayout::channels_last, LossLayout::strided}) {
           for (const bool broken : {false, true}) {
+            // What a 16-bit type changes is how logits are read, and that is not in question here.
+            if (type != DataType::float32 && (broken || layout == LossLayout::strided)) continue;
             test(LossCase{s.batch, s.classes, s.height, s.width, size.height, size.width,
                           size.align_corners, type, layout, broken});
             ++cases;

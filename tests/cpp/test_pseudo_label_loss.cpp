@@ -72,12 +72,11 @@ void check_case(const LossCase& c, double gamma, bool other) {
     pseudo_label_loss(call, threads);
     return outcome;
   };
-  for (const bool channels_last : {false, true}) {
-    const LossOutcome one = run(channels_last, 1);
-    check_outcome(c, where, one, channels_last, loss, count, gradient);
-    for (const int threads : {2, 7}) {
-      check(run(channels_last, threads) == one, where, "more threads give other bits");
-    }
+  const bool channels_last = c.layout == LossLayout::channels_last;
+  const LossOutcome one = run(channels_last, 1);
+  check_outcome(c, where, one, channels_last, loss, count, gradient);
+  for (const int threads : {2, 7}) {
+    check(run(channels_last, threads) == one, where, "more threads give other bits");
   }
 }
 
@@ -89,8 +88,11 @@ void test_pseudo_label_loss() {
   // A power of two, any number, and one so small that the solve is in double.
   for (const double gamma : {0.25, 0.6, 0.03}) {
     for (const bool other : {false, true}) {
-      cases += for_each_loss_case([&](const LossCase& c) {
-        if (gamma == 0.25 || c.layout == LossLayout::contiguous) check_case(c, gamma, other);
+      for_each_loss_case([&](const LossCase& c) {
+        const bool plain = c.type == DataType::float32 && c.layout == LossLayout::contiguous;
+        if (gamma != 0.25 && !plain) return;
+        check_case(c, gamma, other);
+        ++cases;
       });
     }
   }

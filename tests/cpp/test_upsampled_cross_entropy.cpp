@@ -50,12 +50,11 @@ void check_case(const LossCase& c) {
     check(judged == in_range, where, "misjudges the labels");
     return outcome;
   };
-  for (const bool channels_last : {false, true}) {
-    const LossOutcome one = run(channels_last, 1);
-    check_outcome(c, where, one, channels_last, loss, count, gradient);
-    for (const int threads : {2, 7}) {
-      check(run(channels_last, threads) == one, where, "more threads give other bits");
-    }
+  const bool channels_last = c.layout == LossLayout::channels_last;
+  const LossOutcome one = run(channels_last, 1);
+  check_outcome(c, where, one, channels_last, loss, count, gradient);
+  for (const int threads : {2, 7}) {
+    check(run(channels_last, threads) == one, where, "more threads give other bits");
   }
 }
 

@@ -240,9 +240,10 @@ def draw(found: list[Row], path: Path) -> None:
         ours = milliseconds(row.timings[OURS]["median"])
         labels.append(f"{row.headline.operator}\n{row.headline.label}: {ours}")
         place += 0.9
-    ratios = [row.ratio(name) or 1.0 for row in found for name in OTHERS]
+    ratios = [row.ratio(name) for row, names in zip(found, bars, strict=True) for name in names]
     axes.set_xscale("log")
-    axes.set_xlim(min(1.0, 0.8 * min(ratios)), 2 * max(ratios))
+    measured = [ratio for ratio in ratios if ratio is not None]
+    axes.set_xlim(min(1.0, 0.8 * min(measured)), 2 * max(measured))
     axes.set_ylim(place - 0.4, -0.9)
     axes.set_yticks(ticks, labels, fontsize=9)
     axes.axvline(1, color="black", linewidth=1)
@@ -259,7 +260,7 @@ def draw(found: list[Row], path: Path) -> None:
         handles,
         shown,
         loc="lower left",
-        bbox_to_anchor=(0, 1),
+        bbox_to_anchor=(-0.3, 1),
         ncols=len(shown),
         frameon=False,
         fontsize=9,

@@ -74,14 +74,8 @@ bool solve(const Side& gated, const Side& plain, int classes, int64_t count, Loc
     const LabelledLocation<Float> with = locate_label<Float>(gated_column, classes, label);
     const Column plain_column(plain, i, classes);
     const LabelledLocation<Float> without = locate_label<Float>(plain_column, classes, label);
-    Int differs = {};
-#pragma GCC unroll 32
-    for (int k = 0; k < classes; ++k) {
-      differs |=
-          bits_of(load<Float>(gated.data + k * gated.row + i)) ^ bits_of(plain_column.get(k));
-    }
     const Int usable = (with.disorder == zero) & (label >= 0);
-    const Int comparable = usable & (without.disorder == zero) & (differs != 0);
+    const Int comparable = usable & (without.disorder == zero);
     const Gain<Float> gain = gain_of(with, without);
     const Int right = usable & (with.winner == label);
     const Int likelier = comparable & gain.decided & gain.positive;
@@ -95,11 +89,19 @@ bool solve(const Side& gated, const Side& plain, int classes, int64_t count, Loc
   return found != 0;
 }
 
+// Nothing was gained where both sides are the same, which is common before the gate has learned.
+CSCL_HD bool same_logits(const Side& gated, const Side& plain, int classes, int64_t i) {
+  for (int k = 0; k < classes; ++k) {
+    if (gated.data[k * gated.row + i] != plain.data[k * plain.row + i]) return false;
+  }
+  return true;
+}
+
 // For what float32 cannot tell apart; as the reference does it, by log-probabilities in double.
 __attribute__((noinline)) void decide_again(const Side& gated, const Side& plain, int classes,
                                             int64_t count, Locations& locations) {
   for (int64_t i = 0; i < count; ++i) {
-    if (locations.undecided[i] == 0) continue;
+    if (locations.undecided[i] == 0 || same_logits(gated, plain, classes, i)) continue;
     const int64_t label = locations.label[i];
     const DoubleLocation with{gated.data + i, gated.row}, without{plain.data + i, plain.row};
     const double gain = locate_label<double>(with, classes, label).log_probability -

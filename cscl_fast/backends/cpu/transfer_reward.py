@@ -11,7 +11,7 @@ from torch import Tensor
 from cscl_fast import backends
 
 from . import memory
-from .registration import DTYPE_CODES, LIBRARY
+from .registration import DTYPE_CODES, LIBRARY, plain
 
 LIBRARY.define(
     "transfer_reward(Tensor gated_logits, Tensor plain_logits, Tensor labels) -> (Tensor, Tensor)"
@@ -73,5 +73,6 @@ def transfer_reward(
     Raises:
         ValueError: a label is neither in 0..K-1 nor 255.
     """
-    reward, valid = torch.ops.cscl_fast.transfer_reward(gated_logits, plain_logits, labels)
+    compute = _compute if plain(gated_logits) else torch.ops.cscl_fast.transfer_reward
+    reward, valid = compute(gated_logits, plain_logits, labels)
     return reward, valid

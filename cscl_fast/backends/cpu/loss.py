@@ -1,6 +1,14 @@
-"""What both losses share: where their gradient lies, when it is found, its scale and its type."""
+"""What both losses share: when and where their gradient is found, and how autograd gets it.
+
+A loss is `torch.ops.cscl_fast.<name>(logits, ..., bool record) -> (loss, count, gradient)` and, for
+gradients too large to be found before the pixels are counted, `<name>_backward(scale, ...)`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +16,8 @@ from torch import Tensor
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from . import memory
+from .registration import LIBRARY, plain
+from .second_derivative import refuse_second_derivative
 
 # The gradient lies as the logits do.
 gradient_format = result_memory_format
@@ -46,6 +56,70 @@ def empty_gradient(logits: Tensor, wanted: bool) -> Tensor:
     return memory.empty(tuple(logits.shape), torch.float32, gradient_format(logits))
 
 
-def in_dtype_of(gradient: Tensor, logits: Tensor) -> Tensor:
-    """The gradient in the logits' dtype."""
-    return gradient if gradient.dtype == logits.dtype else gradient.to(logits.dtype)
+@dataclass(frozen=True)
+class LossOperator:
+    """A loss as autograd sees it. `inputs` are those of the operator, the logits first."""
+
+    name: str
+    compute: Callable[..., tuple[Tensor, Tensor, Tensor]]  # the kernel, by the operator's inputs
+    walk_again: Callable[..., Tensor]  # (scale, *inputs) → gradient of the sum, times the scale
+    size: Callable[..., tuple[int, int]]  # (H, W) of the evaluation, by the operator's inputs
+
+    def below_autograd(self, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if plain(inputs[0]):
+            return self.compute(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.cscl_fast, self.name)(*inputs)
+
+    def with_autograd(self, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        logits, record = inputs[0], inputs[-1]
+        if record and logits.requires_grad and torch.is_grad_enabled():
+            return _Differentiable.apply(self, *inputs)
+        return self.below_autograd(*inputs)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The loss, by the operator's inputs but `record`."""
+        logits = inputs[0]
+        inputs = (*inputs, torch.is_grad_enabled() and logits.requires_grad)
+        if plain(logits):
+            return self.with_autograd(*inputs)[0]
+        return getattr(torch.ops.cscl_fast, self.name)(*inputs)[0]
+
+
+def register(operator: LossOperator) -> None:
+    """The kernel and its gradient, for an operator that has been defined."""
+    LIBRARY.impl(operator.name, operator.compute, "CPU")
+    LIBRARY.impl(operator.name, operator.with_autograd, "Autograd")
+
+
+class _Differentiable(torch.autograd.Function):
+    """What `torch.library.register_autograd` would make of it, at half the cost."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: LossOperator, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        loss, count, gradient = operator.below_autograd(*inputs)
+        ctx.operator = operator
+        ctx.recorded = recorded_forward(inputs[0], operator.size(*inputs))
+        ctx.numbers = [None if isinstance(value, Tensor) else value for value in inputs]
+        tensors = [value if isinstance(value, Tensor) else None for value in inputs]
+        ctx.save_for_backward(count, gradient, *tensors)
+        ctx.mark_non_differentiable(count, gradient)
+        ctx.set_materialize_grads(False)
+        return loss, count, gradient
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        count, gradient, *tensors = ctx.saved_tensors
+        nothing = (None,) * (len(tensors) - 1)
+        if upstream is None:
+            return (None, None, *nothing)
+        logits = tensors[0]
+        with torch.no_grad():
+            if ctx.recorded:
+                result = gradient * upstream
+            else:
+                inputs = [n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)]
+                result = ctx.operator.walk_again(upstream / count.clamp(min=1), *inputs)
+            if result.dtype != logits.dtype:
+                result = result.to(logits.dtype)
+        return None, refuse_second_derivative(result, logits, ctx.operator.name), *nothing

@@ -15,14 +15,14 @@ from torch import Tensor
 from cscl_fast import backends
 
 from .loss import (
+    LossOperator,
     empty_gradient,
     fake_gradient,
     gradient_format,
-    in_dtype_of,
     recorded_forward,
+    register,
 )
-from .registration import DTYPE_CODES, LIBRARY, plain
-from .second_derivative import refuse_second_derivative
+from .registration import DTYPE_CODES, LIBRARY
 
 LIBRARY.define(
     "pseudo_label_loss(Tensor logits, Tensor? label_logits, Tensor thresholds, float gamma,"
@@ -131,80 +131,29 @@ def _compute_backward(
     return gradient
 
 
-LIBRARY.impl("pseudo_label_loss", _compute, "CPU")
 LIBRARY.impl("pseudo_label_loss_backward", _compute_backward, "CPU")
 LIBRARY.impl("pseudo_label_loss_backward", torch.library.fallthrough_kernel, "Autograd")
 
 
-class _Differentiable(torch.autograd.Function):
-    """What `torch.library.register_autograd` would make of it, at half the cost."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        label_logits: Tensor | None,
-        thresholds: Tensor,
-        gamma: float,
-        height: int,
-        width: int,
-        align_corners: bool,
-        record: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if plain(logits):
-            loss, count, gradient = _compute(
-                logits, label_logits, thresholds, gamma, height, width, align_corners, record
-            )
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                loss, count, gradient = torch.ops.cscl_fast.pseudo_label_loss(
-                    logits, label_logits, thresholds, gamma, height, width, align_corners, record
-                )
-        ctx.gamma = gamma
-        ctx.recorded = recorded_forward(logits, (height, width))
-        ctx.mark_non_differentiable(count, gradient)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, label_logits, thresholds, count, gradient)
-        return loss, count, gradient
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        logits, label_logits, thresholds, count, gradient = ctx.saved_tensors
-        if upstream is None:
-            return (None,) * 8
-        with torch.no_grad():
-            if ctx.recorded:
-                result = gradient * upstream
-            else:
-                scale = upstream / count.clamp(min=1)
-                result = torch.ops.cscl_fast.pseudo_label_loss_backward(
-                    scale, logits, label_logits, thresholds, ctx.gamma
-                )
-            result = in_dtype_of(result, logits)
-        return refuse_second_derivative(result, logits, "pseudo_label_loss"), *(None,) * 7
-
-
-def _autograd(
+def _walk_again(
+    scale: Tensor,
     logits: Tensor,
     label_logits: Tensor | None,
     thresholds: Tensor,
     gamma: float,
-    height: int,
-    width: int,
-    align_corners: bool,
-    record: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if record and logits.requires_grad and torch.is_grad_enabled():
-        return _Differentiable.apply(
-            logits, label_logits, thresholds, gamma, height, width, align_corners, record
-        )
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.cscl_fast.pseudo_label_loss(
-            logits, label_logits, thresholds, gamma, height, width, align_corners, record
-        )
+    *_: Any,
+) -> Tensor:
+    return torch.ops.cscl_fast.pseudo_label_loss_backward(
+        scale, logits, label_logits, thresholds, gamma
+    )
 
 
-LIBRARY.impl("pseudo_label_loss", _autograd, "Autograd")
+def _size(*inputs: Any) -> tuple[int, int]:
+    return inputs[4], inputs[5]
+
+
+_operator = LossOperator("pseudo_label_loss", _compute, _walk_again, _size)
+register(_operator)
 
 
 def pseudo_label_loss(
@@ -221,12 +170,4 @@ def pseudo_label_loss(
         if label_logits.dtype != logits.dtype:
             logits, label_logits = logits.float(), label_logits.float()
     height, width = logits.shape[2:] if size is None else size
-    record = torch.is_grad_enabled() and logits.requires_grad
-    if plain(logits):
-        compute = _Differentiable.apply if record else _compute
-    else:
-        compute = torch.ops.cscl_fast.pseudo_label_loss
-    loss, _, _ = compute(
-        logits, label_logits, thresholds, gamma, height, width, align_corners, record
-    )
-    return loss
+    return _operator(logits, label_logits, thresholds, gamma, height, width, align_corners)

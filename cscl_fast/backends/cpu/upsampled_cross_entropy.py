@@ -16,14 +16,14 @@ from torch import Tensor
 from cscl_fast import backends
 
 from .loss import (
+    LossOperator,
     empty_gradient,
     fake_gradient,
     gradient_format,
-    in_dtype_of,
     recorded_forward,
+    register,
 )
-from .registration import DTYPE_CODES, LIBRARY, plain
-from .second_derivative import refuse_second_derivative
+from .registration import DTYPE_CODES, LIBRARY
 
 LIBRARY.define(
     "upsampled_cross_entropy(Tensor logits, Tensor labels, int ignore_index, bool align_corners,"
@@ -107,66 +107,27 @@ def _compute_backward(scale: Tensor, logits: Tensor, labels: Tensor, ignore_inde
     return gradient
 
 
-LIBRARY.impl("upsampled_cross_entropy", _compute, "CPU")
 LIBRARY.impl("upsampled_cross_entropy_backward", _compute_backward, "CPU")
 LIBRARY.impl("upsampled_cross_entropy_backward", torch.library.fallthrough_kernel, "Autograd")
 
 
-class _Differentiable(torch.autograd.Function):
-    """What `torch.library.register_autograd` would make of it, at half the cost."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        align_corners: bool,
-        record: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if plain(logits):
-            loss, count, gradient = _compute(logits, labels, ignore_index, align_corners, record)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                loss, count, gradient = torch.ops.cscl_fast.upsampled_cross_entropy(
-                    logits, labels, ignore_index, align_corners, record
-                )
-        ctx.ignore_index = ignore_index
-        ctx.recorded = recorded_forward(logits, (labels.shape[1], labels.shape[2]))
-        ctx.mark_non_differentiable(count, gradient)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, labels, count, gradient)
-        return loss, count, gradient
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        logits, labels, count, gradient = ctx.saved_tensors
-        if upstream is None:
-            return (None,) * 5
-        with torch.no_grad():
-            if ctx.recorded:
-                result = gradient * upstream
-            else:
-                scale = upstream / count.clamp(min=1)
-                result = torch.ops.cscl_fast.upsampled_cross_entropy_backward(
-                    scale, logits, labels, ctx.ignore_index
-                )
-            result = in_dtype_of(result, logits)
-        return refuse_second_derivative(result, logits, "upsampled_cross_entropy"), *(None,) * 4
+def _walk_again(
+    scale: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    _align_corners: bool,
+    _record: bool,
+) -> Tensor:
+    return torch.ops.cscl_fast.upsampled_cross_entropy_backward(scale, logits, labels, ignore_index)
 
 
-def _autograd(
-    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, record: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    if record and logits.requires_grad and torch.is_grad_enabled():
-        return _Differentiable.apply(logits, labels, ignore_index, align_corners, record)
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.cscl_fast.upsampled_cross_entropy(
-            logits, labels, ignore_index, align_corners, record
-        )
+def _size(_logits: Tensor, labels: Tensor, *_: Any) -> tuple[int, int]:
+    return labels.shape[1], labels.shape[2]
 
 
-LIBRARY.impl("upsampled_cross_entropy", _autograd, "Autograd")
+_operator = LossOperator("upsampled_cross_entropy", _compute, _walk_again, _size)
+register(_operator)
 
 
 def upsampled_cross_entropy(
@@ -176,10 +137,4 @@ def upsampled_cross_entropy(
     align_corners: bool,
 ) -> Tensor:  # scalar float32
     """Mean over the labelled pixels of -log p_label; 0 where no pixel is labelled."""
-    record = torch.is_grad_enabled() and logits.requires_grad
-    if plain(logits):
-        compute = _Differentiable.apply if record else _compute
-    else:
-        compute = torch.ops.cscl_fast.upsampled_cross_entropy
-    loss, _, _ = compute(logits, labels, ignore_index, align_corners, record)
-    return loss
+    return _operator(logits, labels, ignore_index, align_corners)

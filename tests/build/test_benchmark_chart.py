@@ -19,7 +19,8 @@ def test_the_readme_has_the_stored_results() -> None:
 def test_a_changed_figure_changes_the_table(tmp_path: Path) -> None:
     found = CHART["rows"]()
     assert found
-    for path in CHART["RESULTS"].glob("*.json"):
+    for operator in {headline.operator for headline in CHART["HEADLINES"]}:
+        path = CHART["RESULTS"] / f"{operator}.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         for timing in content["timings"]:
             if timing["contender"] != CHART["OURS"]:

@@ -66,6 +66,21 @@ struct Traits<Double> {
   CSCL_HD static Double multiply_add(Double a, Double b, Double c) { return a * b + c; }
 };
 
+// Whether any lane of a mask is set.
+CSCL_HD bool any(Int mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+  int32_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];
+  return found != 0;
+#endif
+}
+
 // ---- memory -------------------------------------------------------------------------------------
 
 template <typename Vector>

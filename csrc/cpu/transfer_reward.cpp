@@ -61,13 +61,23 @@ struct Locations {
   alignas(64) int32_t undecided[kMaximumTilePixels];
 };
 
+// Where the logits of both sides are not the same, bit for bit.
+CSCL_HD Int different_logits(const Side& gated, const Side& plain, int classes, int64_t i) {
+  Int differs = {};
+  for (int k = 0; k < classes; ++k) {
+    differs |=
+        load<Int>(gated.data + k * gated.row + i) ^ load<Int>(plain.data + k * plain.row + i);
+  }
+  return differs != 0;
+}
+
 // Rewards of `count` locations (a multiple of kLanes); whether any is undecided. An undecided one
 // has its R^s only.
 template <typename Column>
 bool solve(const Side& gated, const Side& plain, int classes, int64_t count, Locations& locations) {
   const Float zero = {};
   const Float one = broadcast<Float>(1.0f);
-  Int any = {};
+  bool found = false;
   for (int64_t i = 0; i < count; i += kLanes) {
     const Int label = load<Int>(locations.label + i);
     const Column gated_column(gated, i, classes);
@@ -79,29 +89,22 @@ bool solve(const Side& gated, const Side& plain, int classes, int64_t count, Loc
     const Gain<Float> gain = gain_of(with, without);
     const Int right = usable & (with.winner == label);
     const Int likelier = comparable & gain.decided & gain.positive;
-    const Int undecided = comparable & ~gain.decided;
+    Int undecided = comparable & ~gain.decided;
+    if (any(undecided)) {  // equal logits are no gain, and common before the gate has learned
+      undecided &= different_logits(gated, plain, classes, i);
+      found |= any(undecided);
+    }
     store(locations.reward + i, select(right, one, zero) + select(likelier, one, zero));
     store(locations.undecided + i, undecided);
-    any |= undecided;
   }
-  int32_t found = 0;
-  for (int lane = 0; lane < kLanes; ++lane) found |= any[lane];
-  return found != 0;
-}
-
-// Nothing was gained where both sides are the same, which is common before the gate has learned.
-CSCL_HD bool same_logits(const Side& gated, const Side& plain, int classes, int64_t i) {
-  for (int k = 0; k < classes; ++k) {
-    if (gated.data[k * gated.row + i] != plain.data[k * plain.row + i]) return false;
-  }
-  return true;
+  return found;
 }
 
 // For what float32 cannot tell apart; as the reference does it, by log-probabilities in double.
 __attribute__((noinline)) void decide_again(const Side& gated, const Side& plain, int classes,
                                             int64_t count, Locations& locations) {
   for (int64_t i = 0; i < count; ++i) {
-    if (locations.undecided[i] == 0 || same_logits(gated, plain, classes, i)) continue;
+    if (locations.undecided[i] == 0) continue;
     const int64_t label = locations.label[i];
     const DoubleLocation with{gated.data + i, gated.row}, without{plain.data + i, plain.row};
     const double gain = locate_label<double>(with, classes, label).log_probability -

@@ -96,8 +96,12 @@ CONTENDERS: dict[str, Callable[..., Tensor]] = {
 
 
 @latest
-def reference(case: Case) -> tuple[Tensor, ...]:
-    """Loss and gradient in float64."""
+def reference(case: Case) -> tuple[tuple[Tensor, ...], float]:
+    """Loss and gradient in float64, and what the close calls may change of the gradient.
+
+    A pixel within float32's rounding of its decision may be kept or not; it moves the gradient by
+    up to its share of the mean, given here relative to the largest entry.
+    """
     logits, delta = data(case)
     z = logits.detach().double().requires_grad_()
     log_p = enlarged(z, case.size).log_softmax(dim=1)
@@ -108,7 +112,8 @@ def reference(case: Case) -> tuple[Tensor, ...]:
     loss = -(soft * log_p).sum() / (cost > 0).sum()
     loss.backward()
     assert z.grad is not None
-    return loss.detach(), z.grad
+    close = float((cost.abs() < 1e-5).sum() / (cost > 0).sum() / z.grad.abs().max())
+    return (loss.detach(), z.grad), close
 
 
 @contests(QUICK, FULL, CONTENDERS, once=(COMPILED,))
@@ -119,9 +124,9 @@ def bench(case: Case, contender: str, contend: Callable[..., None]) -> None:
     def step() -> tuple[Tensor, ...]:
         return forward_backward(CONTENDERS[contender], logits, rest=rest)
 
-    # F.interpolate computes its coordinates in float32, and a pixel at the edge of being kept may
-    # fall on either side; eager PyTorch is granted that.
-    assert_loss(step(), reference(case), 1e-4, 2e-3)
+    # F.interpolate computes its coordinates in float32; eager PyTorch is granted that.
+    wanted, close = reference(case)
+    assert_loss(step(), wanted, 1e-4, 2e-3 + close)
     contend(
         step,
         operator="pseudo_label_loss",

@@ -19,6 +19,15 @@
 #define CSCL_ISA device
 #endif
 
+// Before a loop of at most so many rounds: all written out, so that an array indexed by the loop
+// can live in registers.
+#define CSCL_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDACC__)
+#define CSCL_UNROLL(times) CSCL_PRAGMA(unroll)
+#else
+#define CSCL_UNROLL(times) CSCL_PRAGMA(GCC unroll times)
+#endif
+
 #define CSCL_CORE_BEGIN \
   namespace cscl {      \
   inline namespace CSCL_ISA {
@@ -71,6 +80,54 @@ CSCL_HD Real multiply_add(Real a, Real b, Real c) {
 template <typename Real>
 CSCL_HD IntegerOf<Real> truncate(Real value) {
   return Traits<Real>::truncate(value);
+}
+
+// The number of classes, as loops over them take it: an int, or one of the types below, where a
+// pixel's classes lie in registers and every loop has to be unrolled. A loop is
+//
+//     const int end = loop_end(classes);
+//     for (int k = 0; k < end; ++k) {
+//       if (past_the_end(k, classes)) continue;
+//
+// and what the compiler knows of the type decides what is left of that line.
+template <int kCount>
+struct Exactly {
+  CSCL_HD constexpr operator int() const { return kCount; }
+};
+template <int kMaximum>
+struct UpTo {
+  int count;
+  CSCL_HD constexpr operator int() const { return count; }
+};
+
+// Any number, of classes that lie in memory.
+struct Rolled {
+  int count;
+  CSCL_HD constexpr operator int() const { return count; }
+};
+
+// Which of two partial results class k goes to; of a loop that stays one, always the first: an
+// index that is not known while compiling would take both out of the registers.
+CSCL_HD constexpr int partial_of(int k, int /*classes*/) { return k % 2; }
+CSCL_HD constexpr int partial_of(int /*k*/, Rolled) { return 0; }
+
+CSCL_HD constexpr int loop_end(int classes) { return classes; }
+CSCL_HD constexpr bool past_the_end(int /*k*/, int /*classes*/) { return false; }
+template <int kCount>
+CSCL_HD constexpr int loop_end(Exactly<kCount>) {
+  return kCount;
+}
+template <int kCount>
+CSCL_HD constexpr bool past_the_end(int /*k*/, Exactly<kCount>) {
+  return false;
+}
+template <int kMaximum>
+CSCL_HD constexpr int loop_end(UpTo<kMaximum>) {
+  return kMaximum;
+}
+template <int kMaximum>
+CSCL_HD constexpr bool past_the_end(int k, UpTo<kMaximum> classes) {
+  return k >= classes.count;
 }
 
 template <typename Mask, typename Value>

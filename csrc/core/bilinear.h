@@ -14,7 +14,7 @@ struct LinePosition {
 };
 
 // Coordinates are integer fractions: a line that falls exactly on a source line does so here, too,
-// and each weight is rounded once.
+// and each weight is rounded once (up to 2^24 output lines; beyond them by three units).
 CSCL_HD LinePosition line_position(int64_t i, int64_t source, int64_t output, bool align_corners) {
   int64_t numerator = i * (source - 1);
   int64_t denominator = output > 1 ? output - 1 : 1;
@@ -25,10 +25,10 @@ CSCL_HD LinePosition line_position(int64_t i, int64_t source, int64_t output, bo
   }
   LinePosition position;
   position.first = numerator / denominator;
-  const double far = static_cast<double>(numerator - position.first * denominator) /
-                     static_cast<double>(denominator);
-  position.near_weight = static_cast<float>(1.0 - far);
-  position.far_weight = static_cast<float>(far);
+  const int64_t remainder = numerator - position.first * denominator;
+  position.near_weight =
+      static_cast<float>(denominator - remainder) / static_cast<float>(denominator);
+  position.far_weight = static_cast<float>(remainder) / static_cast<float>(denominator);
   return position;
 }
 

@@ -27,25 +27,29 @@ struct PixelConfidence {
 };
 
 // Of the logits of `column`: get(k), k < classes.
-template <typename Real, typename Column>
-CSCL_HD PixelConfidence<Real> pixel_confidence(const Column& column, int classes) {
+template <typename Real, typename Column, typename Classes>
+CSCL_HD PixelConfidence<Real> pixel_confidence(const Column& column, Classes classes) {
   const Real zero = {};
+  const int end = loop_end(classes);
   // Two partial results of each kind: half the rounding errors in a row and half the waiting.
-  Real highest[2] = {column.get(0), column.get(classes - 1)};
+  Real highest[2] = {column.get(0), column.get(0)};
   Real disorder[2] = {zero, zero};  // 0, or NaN once a logit is not finite
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
-    highest[k % 2] = larger(column.get(k), highest[k % 2]);
-    disorder[k % 2] = multiply_add(column.get(k), zero, disorder[k % 2]);
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
+    highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
+    disorder[partial_of(k, classes)] =
+        multiply_add(column.get(k), zero, disorder[partial_of(k, classes)]);
   }
   const Real largest = larger(highest[0], highest[1]);
 
   Real sum[2] = {zero, zero};
   IntegerOf<Real> winner = {};
-#pragma GCC unroll 32
-  for (int k = classes - 1; k >= 0; --k) {  // downwards: the lowest class has the last word
+  CSCL_UNROLL(32)
+  for (int k = end - 1; k >= 0; --k) {  // downwards: the lowest class comes last
+    if (past_the_end(k, classes)) continue;
     const Real value = column.get(k);
-    sum[k % 2] = sum[k % 2] + exponential(value - largest);
+    sum[partial_of(k, classes)] = sum[partial_of(k, classes)] + exponential(value - largest);
     winner = select(value == largest, broadcast_integer<Real>(k), winner);
   }
 

@@ -78,7 +78,7 @@ CSCL_HD Real exponential_parts(Real x, ScalarOf<Real> bias, Real& shifted) {
   const Real f = (x - n * Constants::ln2_high()) - n * Constants::ln2_low();
 #endif
   Real p = broadcast<Real>(Constants::coefficient(0));
-#pragma GCC unroll 16
+  CSCL_UNROLL(16)
   for (int i = 1; i < Constants::terms; ++i) {
     p = multiply_add(p, f, broadcast<Real>(Constants::coefficient(i)));
   }
@@ -118,7 +118,7 @@ CSCL_HD Real logarithm(Real x) {
   const Real s = (m - ScalarOf<Real>(1)) / (m + ScalarOf<Real>(1));
   const Real square = s * s;
   Real series = broadcast<Real>(ScalarOf<Real>(1) / (2 * Constants::logarithm_terms - 1));
-#pragma GCC unroll 16
+  CSCL_UNROLL(16)
   for (int i = Constants::logarithm_terms - 2; i >= 0; --i) {
     series = multiply_add(series, square, broadcast<Real>(ScalarOf<Real>(1) / (2 * i + 1)));
   }

@@ -12,8 +12,8 @@ CSCL_CORE_BEGIN
 
 // The network labels itself: solves ŷ into `column` and keeps the e_k, which the rule has to take
 // anyway, in `shares` (set(k, value)).
-template <typename Real, typename Rule, typename Column, typename Shares>
-CSCL_HD PixelLoss<Real> solve_own_label_loss(Column& column, Shares& shares, int classes,
+template <typename Real, typename Rule, typename Column, typename Shares, typename Classes>
+CSCL_HD PixelLoss<Real> solve_own_label_loss(Column& column, Shares& shares, Classes classes,
                                              const Rule& rule, MaskOf<Real> inside) {
   struct Watched {
     Column& column;
@@ -35,28 +35,32 @@ CSCL_HD PixelLoss<Real> solve_own_label_loss(Column& column, Shares& shares, int
 
 // Another network has given the label: `soft` holds ŷ, zeros where rejected; `column` the logits,
 // which the e_k replace. Where the logits are not finite the pixel is rejected, and `soft` cleared.
-template <typename Real, typename Column, typename Soft>
-CSCL_HD PixelLoss<Real> solve_given_label_loss(Column& column, Soft& soft, int classes,
+template <typename Real, typename Column, typename Soft, typename Classes>
+CSCL_HD PixelLoss<Real> solve_given_label_loss(Column& column, Soft& soft, Classes classes,
                                                MaskOf<Real> kept) {
   const Real zero = {};
-  Real highest[2] = {column.get(0), column.get(classes - 1)};
+  const int end = loop_end(classes);
+  Real highest[2] = {column.get(0), column.get(0)};
   Real disorder[2] = {zero, zero};
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
-    highest[k % 2] = larger(column.get(k), highest[k % 2]);
-    disorder[k % 2] = multiply_add(column.get(k), zero, disorder[k % 2]);
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
+    highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
+    disorder[partial_of(k, classes)] =
+        multiply_add(column.get(k), zero, disorder[partial_of(k, classes)]);
   }
   const Real largest = larger(highest[0], highest[1]);
   kept = kept & (disorder[0] + disorder[1] == zero);
   Real sum[2] = {zero, zero};
   Real dot[2] = {zero, zero};
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real e = exponential(below);
     const Real label = select(kept, soft.get(k), zero);
-    dot[k % 2] = multiply_add(label, below, dot[k % 2]);
-    sum[k % 2] = sum[k % 2] + e;
+    dot[partial_of(k, classes)] = multiply_add(label, below, dot[partial_of(k, classes)]);
+    sum[partial_of(k, classes)] = sum[partial_of(k, classes)] + e;
     soft.set(k, label);
     column.set(k, e);
   }

@@ -17,13 +17,13 @@
 CSCL_CORE_BEGIN
 
 // 1/γ = 2^squarings. kSquarings < 0: known at run time only.
-template <typename Real, int kSquarings>
+template <typename Real, int kSquarings, typename Plan = SoftPseudoLabelPlan>
 struct PowerRule {
-  const SoftPseudoLabelPlan& plan;
+  const Plan& plan;
 
   CSCL_HD Real power(Real value) const {
     const int squarings = kSquarings < 0 ? plan.squarings : kSquarings;
-#pragma GCC unroll 4
+    CSCL_UNROLL(4)
     for (int i = 0; i < squarings; ++i) value = value * value;
     return value;
   }
@@ -33,9 +33,9 @@ struct PowerRule {
 };
 
 // Any γ; a second exponential for each class.
-template <typename Real>
+template <typename Real, typename Plan = SoftPseudoLabelPlan>
 struct ExponentialRule {
-  const SoftPseudoLabelPlan& plan;
+  const Plan& plan;
 
   CSCL_HD Real weigh(Real below, Real /*e*/, int k) const {
     return exponential(below * plan.inverse_gamma) * plan.scale[k];
@@ -56,16 +56,20 @@ struct SolvedPixel {
 // Replaces the logits of `column` (get(k), set(k, value), k < classes) by the soft label, zeros if
 // the pixel is rejected. A NaN or infinite logit rejects the pixel. column.weighed(k, z_k - m, e_k,
 // q_k) is told what has been computed on the way.
-template <typename Real, typename Rule, typename Column>
-CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, int classes, const Rule& rule) {
+template <typename Real, typename Rule, typename Column, typename Classes>
+CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, Classes classes,
+                                                  const Rule& rule) {
   const Real zero = {};
+  const int end = loop_end(classes);
   // Two partial results of each kind: half the rounding errors in a row and half the waiting.
-  Real highest[2] = {column.get(0), column.get(classes - 1)};
+  Real highest[2] = {column.get(0), column.get(0)};
   Real disorder[2] = {zero, zero};  // 0, or NaN once a logit is not finite
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
-    highest[k % 2] = larger(column.get(k), highest[k % 2]);
-    disorder[k % 2] = multiply_add(column.get(k), zero, disorder[k % 2]);
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
+    highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
+    disorder[partial_of(k, classes)] =
+        multiply_add(column.get(k), zero, disorder[partial_of(k, classes)]);
   }
   const Real largest = larger(highest[0], highest[1]);
 
@@ -73,15 +77,16 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, int classes, c
   Real total[2] = {zero, zero};
   Real best = zero;
   IntegerOf<Real> hard = {};
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real e = exponential(below);
     const Real q = rule.weigh(below, e, k);
     column.set(k, q);
     column.weighed(k, below, e, q);
-    sum[k % 2] = sum[k % 2] + e;
-    total[k % 2] = total[k % 2] + q;
+    sum[partial_of(k, classes)] = sum[partial_of(k, classes)] + e;
+    total[partial_of(k, classes)] = total[partial_of(k, classes)] + q;
     hard = select(q > best, broadcast_integer<Real>(k), hard);
     best = larger(q, best);
   }
@@ -90,8 +95,9 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, int classes, c
   const Real all = sum[0] + sum[1];
   const MaskOf<Real> kept = rule.keeps(all, weight) & (disorder[0] + disorder[1] == zero);
   const Real scale = ScalarOf<Real>(1) / weight;
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     column.set(k, select(kept, column.get(k) * scale, zero));
   }
   return {select(kept, hard, broadcast_integer<Real>(kRejected)), kept, all, scale};
@@ -99,21 +105,24 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, int classes, c
 
 // The same in the log domain, for δ or γ so small that the powers above would overflow or lose
 // their accuracy: d_k = log p_k - log δ_k up to a constant, and the largest of them taken off
-// before the division by γ. Real is a double.
-template <typename Real, typename Column>
+// before the division by γ. Real has more digits than a float: double, or a FloatPair.
+template <typename Real, typename Column, typename Plan>
 CSCL_HD IntegerOf<Real> solve_soft_pseudo_label_carefully(Column& column, int classes,
-                                                          const SoftPseudoLabelPlan& plan) {
+                                                          const Plan& plan) {
   const Real zero = {};
+  const int end = loop_end(classes);
   Real largest = column.get(0);
   Real disorder = zero;
-  for (int k = 0; k < classes; ++k) {
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     largest = larger(column.get(k), largest);
     disorder = multiply_add(column.get(k), zero, disorder);
   }
   Real sum = zero;
   Real best = column.get(0) - largest + plan.penalty[0];
   IntegerOf<Real> hard = {};
-  for (int k = 0; k < classes; ++k) {
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real distance = below + plan.penalty[k];
     sum = sum + exponential(below);
@@ -121,7 +130,8 @@ CSCL_HD IntegerOf<Real> solve_soft_pseudo_label_carefully(Column& column, int cl
     best = larger(distance, best);
   }
   Real total = zero;
-  for (int k = 0; k < classes; ++k) {
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     const Real distance = column.get(k) - largest + plan.penalty[k];
     const Real q = exponential((distance - best) / plan.careful_gamma);
     column.set(k, q);
@@ -129,8 +139,9 @@ CSCL_HD IntegerOf<Real> solve_soft_pseudo_label_carefully(Column& column, int cl
   }
   const MaskOf<Real> kept =
       (best + plan.careful_gamma * logarithm(total) > logarithm(sum)) & (disorder == zero);
-  const Real scale = 1.0 / total;
-  for (int k = 0; k < classes; ++k) {
+  const Real scale = ScalarOf<Real>(1) / total;
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     column.set(k, select(kept, column.get(k) * scale, zero));
   }
   return select(kept, hard, broadcast_integer<Real>(kRejected));

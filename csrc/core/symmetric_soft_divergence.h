@@ -31,12 +31,12 @@ CSCL_HD Real divergence_of(const Share<Real>& s, const Share<Real>& t) {
 template <typename Real>
 CSCL_HD Real slope_by_logarithm(const Share<Real>& s, const Share<Real>& t) {
   const Real ratio = s.logarithm - t.logarithm;
-  return (s.value * (ratio + 1.0) - t.value) * 0.5;
+  return (s.value * (ratio + ScalarOf<Real>(1)) - t.value) * ScalarOf<Real>(0.5);
 }
 
 // What "l1" takes the logarithm of: never 0. A NaN stays one.
 template <typename Real>
-CSCL_HD Real positive_part(Real centroid, double eps) {
+CSCL_HD Real positive_part(Real centroid, ScalarOf<Real> eps) {
   const Real zero = {};
   return select(centroid < zero, zero, centroid) + eps;
 }
@@ -48,7 +48,8 @@ CSCL_HD Real softmax_slope(Real slope, Real share, ScalarOf<Real> total) {
 }
 
 template <typename Real>
-CSCL_HD Real l1_slope(Real slope, Real share, ScalarOf<Real> total, Real centroid, double eps) {
+CSCL_HD Real l1_slope(Real slope, Real share, ScalarOf<Real> total, Real centroid,
+                      ScalarOf<Real> eps) {
   const Real zero = {};
   const Real by_positive = (slope - share * total) / positive_part(centroid, eps);
   return select(centroid >= zero, by_positive, zero);

@@ -21,30 +21,34 @@ struct LabelledLocation {
 };
 
 // `column` has get(k), k < classes. A label that is no class leaves the probability meaningless.
-template <typename Real, typename Column>
-CSCL_HD LabelledLocation<Real> locate_label(const Column& column, int classes,
+template <typename Real, typename Column, typename Classes>
+CSCL_HD LabelledLocation<Real> locate_label(const Column& column, Classes classes,
                                             IntegerOf<Real> label) {
   const Real zero = {};
+  const int end = loop_end(classes);
   LabelledLocation<Real> location;
   Real largest = column.get(0);
   Real labelled = largest;
   Real disorder[2] = {largest * zero, zero};
   location.winner = broadcast_integer<Real>(0);
-#pragma GCC unroll 32
-  for (int k = 1; k < classes; ++k) {
+  CSCL_UNROLL(32)
+  for (int k = 1; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     const Real value = column.get(k);
     const IntegerOf<Real> here = broadcast_integer<Real>(k);
     labelled = select(label == here, value, labelled);
     location.winner = select(value > largest, here, location.winner);
     largest = larger(value, largest);
-    disorder[k % 2] = multiply_add(value, zero, disorder[k % 2]);
+    disorder[partial_of(k, classes)] = multiply_add(value, zero, disorder[partial_of(k, classes)]);
   }
   location.disorder = disorder[0] + disorder[1];
 
   Real sum[2] = {zero, zero};  // half the rounding errors in a row and half the waiting
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
-    sum[k % 2] = sum[k % 2] + exponential(column.get(k) - largest);
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
+    sum[partial_of(k, classes)] =
+        sum[partial_of(k, classes)] + exponential(column.get(k) - largest);
   }
   location.below = labelled - largest;
   location.log_probability = location.below - logarithm(sum[0] + sum[1]);

@@ -21,25 +21,29 @@ struct PixelLoss {
 
 // Replaces the logits of `column` (get(k), set(k, value), k < classes) by the e_k. `label` is a
 // class or kUnlabelled.
-template <typename Real, typename Column>
-CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, int classes, IntegerOf<Real> label) {
+template <typename Real, typename Column, typename Classes>
+CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, Classes classes,
+                                            IntegerOf<Real> label) {
   const Real zero = {};
-  Real highest[2] = {column.get(0), column.get(classes - 1)};
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
-    highest[k % 2] = larger(column.get(k), highest[k % 2]);
+  const int end = loop_end(classes);
+  Real highest[2] = {column.get(0), column.get(0)};
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
+    highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
   }
   const Real largest = larger(highest[0], highest[1]);
 
   Real sum[2] = {zero, zero};
   Real chosen = zero;
-#pragma GCC unroll 32
-  for (int k = 0; k < classes; ++k) {
+  CSCL_UNROLL(32)
+  for (int k = 0; k < end; ++k) {
+    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real e = exponential_or_nan(below);  // inf - inf is one, too
     chosen = select(label == k, below, chosen);
     column.set(k, e);
-    sum[k % 2] = sum[k % 2] + e;
+    sum[partial_of(k, classes)] = sum[partial_of(k, classes)] + e;
   }
   const Real all = sum[0] + sum[1];
   const MaskOf<Real> counted = label >= 0;

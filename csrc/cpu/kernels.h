@@ -4,23 +4,13 @@
 
 #include <cstdint>
 
-namespace cscl::cpu {
+#include "core/logits_view.h"
 
-enum class DataType : int { float32 = 0, float16 = 1, bfloat16 = 2 };
+namespace cscl::cpu {
 
 // Thrown by a kernel that has no room for its scratch. (Not std::bad_alloc: the standard library's
 // inline functions must stay out of code compiled for one instruction set.)
 struct OutOfMemory {};
-
-// Logits [B, K, h, w] in any strides, evaluated at H x W pixels.
-struct LogitsView {
-  const void* data;
-  DataType type;
-  int64_t batch, classes, height, width;                          // B, K, h, w
-  int64_t stride_batch, stride_class, stride_row, stride_column;  // in elements
-  int64_t out_height, out_width;  // H, W; equal to h, w: the logits as they are
-  bool align_corners;             // the convention of the bilinear upsampling to H x W
-};
 
 struct SoftPseudoLabelCall {
   LogitsView logits;

@@ -10,7 +10,7 @@
 
 CSCL_CORE_BEGIN
 
-using cscl::cpu::LogitsView;
+using cscl::LogitsView;
 using cscl::cpu::LossResult;
 
 struct LossTotal {

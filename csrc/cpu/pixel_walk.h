@@ -20,7 +20,7 @@ CSCL_CORE_BEGIN
 constexpr int64_t kWalkPixels = 8192;
 
 struct PixelWalk {
-  cscl::cpu::LogitsView view;
+  cscl::LogitsView view;
   bool resized;
   int64_t lines;   // output rows of a task, or with one row of all pixels its pixels
   int64_t pieces;  // tasks of an image
@@ -32,7 +32,7 @@ struct PixelWalk {
   float* rows;
 };
 
-CSCL_HD PixelWalk plan_pixel_walk(const cscl::cpu::LogitsView& view) {
+CSCL_HD PixelWalk plan_pixel_walk(const cscl::LogitsView& view) {
   PixelWalk walk = {};
   walk.view = view;
   walk.resized = view.height != view.out_height || view.width != view.out_width;
@@ -78,7 +78,7 @@ inline void prepare_walk(PixelWalk& walk, float* scratch) {
 template <typename Element, typename Solve>
 inline void walk_pixels(const PixelWalk& walk, const Element* image, int64_t begin, int64_t end,
                         const Solve& solve) {
-  const cscl::cpu::LogitsView& view = walk.view;
+  const cscl::LogitsView& view = walk.view;
   const PixelOrder order = pixel_order(view);
   alignas(64) float tile[kTileFloats];
   const int64_t step = tile_pixels(view.classes, order == PixelOrder::interleaved);
@@ -97,7 +97,7 @@ inline void walk_pixels(const PixelWalk& walk, const Element* image, int64_t beg
 template <typename Element, typename Solve>
 inline void walk_rows(const PixelWalk& walk, const Element* image, int64_t begin, int64_t end,
                       int worker, const Solve& solve) {
-  const cscl::cpu::LogitsView& view = walk.view;
+  const cscl::LogitsView& view = walk.view;
   RowScratch scratch;
   scratch.source[0] = walk.rows + worker * 3 * walk.row_floats;
   scratch.source[1] = scratch.source[0] + walk.row_floats;
@@ -120,7 +120,7 @@ inline void walk_rows(const PixelWalk& walk, const Element* image, int64_t begin
 template <typename Element, typename Solve>
 inline void walk_task(const PixelWalk& walk, int64_t task, int worker, const Solve& solve) {
   const FlushTinyResults flush;
-  const cscl::cpu::LogitsView& view = walk.view;
+  const cscl::LogitsView& view = walk.view;
   const Element* image =
       static_cast<const Element*>(view.data) + task / walk.pieces * view.stride_batch;
   const int64_t begin = task % walk.pieces * walk.lines;

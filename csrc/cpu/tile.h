@@ -59,7 +59,7 @@ CSCL_HD void narrow_stream(Element* to, Float value) {
 // How the pixels of an image follow each other in memory; strides of axes of length 1 mean nothing.
 enum class PixelOrder { planes, interleaved, strided };
 
-inline PixelOrder pixel_order(const cscl::cpu::LogitsView& view) {
+inline PixelOrder pixel_order(const cscl::LogitsView& view) {
   const bool one_row = view.height == 1, one_column = view.width == 1;
   if ((one_column || view.stride_column == 1) && (one_row || view.stride_row == view.width)) {
     return PixelOrder::planes;
@@ -171,7 +171,7 @@ inline void store_interleaved(const float* tile, int64_t row, int64_t classes, i
 
 // Pixels `begin` .. `begin` + `pixels` - 1 of one image, counted row by row.
 template <typename Element>
-inline void load_strided(const Element* image, const cscl::cpu::LogitsView& view, int64_t begin,
+inline void load_strided(const Element* image, const cscl::LogitsView& view, int64_t begin,
                          int64_t pixels, float* tile, int64_t row) {
   for (int64_t k = 0; k < view.classes; ++k) {
     const Element* plane = image + k * view.stride_class;
@@ -190,7 +190,7 @@ inline void load_strided(const Element* image, const cscl::cpu::LogitsView& view
 
 // Pixels `begin` .. `begin` + `pixels` - 1 of one image of this order, counted row by row.
 template <typename Element>
-inline void load_tile(const Element* image, const cscl::cpu::LogitsView& view, PixelOrder order,
+inline void load_tile(const Element* image, const cscl::LogitsView& view, PixelOrder order,
                       int64_t begin, int64_t pixels, float* tile, int64_t row) {
   if (order == PixelOrder::planes) {
     load_planes(image + begin, view.stride_class, view.classes, pixels, tile, row);

@@ -29,7 +29,7 @@ struct RowScratch {
 CSCL_HD int64_t scratch_stride(int64_t width) { return round_up(width + 1 + kLanes, 16); }
 
 template <typename Element>
-inline void read_source_row(const Element* from, const cscl::cpu::LogitsView& view, float* to,
+inline void read_source_row(const Element* from, const cscl::LogitsView& view, float* to,
                             int64_t stride) {
   const int64_t width = view.width;
   float* largest = to + view.classes * stride;  // one more row, for the maxima
@@ -62,7 +62,7 @@ inline void read_source_row(const Element* from, const cscl::cpu::LogitsView& vi
 
 // Makes scratch.between the logits of output row y of one image.
 template <typename Element>
-inline void interpolate_rows(const Element* image, const cscl::cpu::LogitsView& view, int64_t y,
+inline void interpolate_rows(const Element* image, const cscl::LogitsView& view, int64_t y,
                              RowScratch& scratch) {
   const int64_t stride = scratch_stride(view.width);
   const LinePosition position = line_position(y, view.height, view.out_height, view.align_corners);
@@ -123,7 +123,7 @@ inline void interpolate_columns(const RowScratch& scratch, const ColumnPositions
 }
 
 // Fills in `columns`, whose arrays are there already.
-inline void prepare_columns(const cscl::cpu::LogitsView& view, ColumnPositions& columns) {
+inline void prepare_columns(const cscl::LogitsView& view, ColumnPositions& columns) {
   for (int64_t x = 0; x < round_up(view.out_width, kLanes); ++x) {
     // Lanes past the end repeat the last column.
     const int64_t column = smaller_of(x, view.out_width - 1);

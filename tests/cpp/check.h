@@ -12,7 +12,7 @@
 
 #include "cpu/kernels.h"
 
-using cscl::cpu::DataType;
+using cscl::DataType;
 
 // ---- failures: counted, the first few printed ---------------------------------------------------
 

@@ -32,7 +32,7 @@ struct LossCase {
 
 struct LossLogits {
   std::vector<unsigned char> memory;
-  cscl::cpu::LogitsView view;
+  cscl::LogitsView view;
 
   LossLogits(const LossCase& c, uint64_t seed) {
     view = {nullptr, c.type, c.batch, c.classes,    c.height,    c.width,        0,

@@ -24,7 +24,9 @@ struct PowerRule {
   CSCL_HD Real power(Real value) const {
     const int squarings = kSquarings < 0 ? plan.squarings : kSquarings;
     CSCL_UNROLL(4)
-    for (int i = 0; i < squarings; ++i) value = value * value;
+    for (int i = 0; i + 1 < kNotAPower; ++i) {
+      if (i < squarings) value = value * value;
+    }
     return value;
   }
   // q of class k, whose logit lies at `below` <= 0 from the largest and exponential(below) is e.
@@ -106,9 +108,15 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, Classes classe
 // The same in the log domain, for δ or γ so small that the powers above would overflow or lose
 // their accuracy: d_k = log p_k - log δ_k up to a constant, and the largest of them taken off
 // before the division by γ. Real has more digits than a float: double, or a FloatPair.
+template <typename Real>
+struct CarefulPixel {
+  IntegerOf<Real> hard;  // as in SolvedPixel
+  MaskOf<Real> kept;
+};
+
 template <typename Real, typename Column, typename Plan>
-CSCL_HD IntegerOf<Real> solve_soft_pseudo_label_carefully(Column& column, int classes,
-                                                          const Plan& plan) {
+CSCL_HD CarefulPixel<Real> solve_soft_pseudo_label_carefully(Column& column, int classes,
+                                                             const Plan& plan) {
   const Real zero = {};
   const int end = loop_end(classes);
   Real largest = column.get(0);
@@ -144,7 +152,7 @@ CSCL_HD IntegerOf<Real> solve_soft_pseudo_label_carefully(Column& column, int cl
     if (past_the_end(k, classes)) continue;
     column.set(k, select(kept, column.get(k) * scale, zero));
   }
-  return select(kept, hard, broadcast_integer<Real>(kRejected));
+  return {select(kept, hard, broadcast_integer<Real>(kRejected)), kept};
 }
 
 CSCL_CORE_END

@@ -43,7 +43,7 @@ inline void solve_carefully(int classes, float* tile, int64_t row, int64_t pixel
                             const cscl::SoftPseudoLabelPlan& plan, int32_t* hard) {
   for (int64_t i = 0; i < pixels; i += kDoubleLanes) {
     DoubleColumn column{tile + i, row};
-    const Long labels = solve_soft_pseudo_label_carefully<Double>(column, classes, plan);
+    const Long labels = solve_soft_pseudo_label_carefully<Double>(column, classes, plan).hard;
     store(hard + i, __builtin_convertvector(labels, HalfInt));
   }
 }

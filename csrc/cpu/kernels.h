@@ -8,6 +8,9 @@
 
 namespace cscl::cpu {
 
+using cscl::DataType;
+using cscl::LogitsView;
+
 // Thrown by a kernel that has no room for its scratch. (Not std::bad_alloc: the standard library's
 // inline functions must stay out of code compiled for one instruction set.)
 struct OutOfMemory {};

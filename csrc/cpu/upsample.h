@@ -65,7 +65,7 @@ template <typename Element>
 inline void interpolate_rows(const Element* image, const cscl::LogitsView& view, int64_t y,
                              RowScratch& scratch) {
   const int64_t stride = scratch_stride(view.width);
-  const LinePosition position = line_position(y, view.height, view.out_height, view.align_corners);
+  const LinePosition position = line_position<int64_t>(y, view.height, view.out_height, view.align_corners);
   const int64_t rows[2] = {position.first, smaller_of(position.first + 1, view.height - 1)};
   if (scratch.row[0] != rows[0] && scratch.row[1] == rows[0]) {
     float* spare = scratch.source[0];
@@ -128,7 +128,7 @@ inline void prepare_columns(const cscl::LogitsView& view, ColumnPositions& colum
     // Lanes past the end repeat the last column.
     const int64_t column = smaller_of(x, view.out_width - 1);
     const LinePosition position =
-        line_position(column, view.width, view.out_width, view.align_corners);
+        line_position<int64_t>(column, view.width, view.out_width, view.align_corners);
     columns.first[x] = position.first;
     columns.near_weight[x] = position.near_weight;
     columns.far_weight[x] = position.far_weight;

@@ -77,6 +77,7 @@ void Machine::run_block(uint64_t block, const dim3& grid) {
   shadow_.start_block(order_, shared_bytes_);
   std::memset(shared_memory_.get(), 0xFF, shared_bytes_);  // NaN, and an index nobody has
   ready_.clear();
+  idle_changes_ = 0;
   exited_ = at_barrier_ = 0;
   for (int i = 0; i < count_; ++i) {
     Thread& thread = threads_[static_cast<size_t>(i)];
@@ -158,7 +159,7 @@ void Machine::wait() {
 void Machine::give_way() {
   if (!running()) return;
   // Every other thread of the block waits or also only gives way.
-  if (++idle_changes_ > 200'000'000) fault("no thread gets anywhere: do they wait in a loop?");
+  if (++idle_changes_ > checks.patience) fault("no thread gets anywhere: do they wait in a loop?");
   make_ready(*thread_);
   continue_with(choose_ready());
 }
@@ -286,32 +287,34 @@ void Machine::finish_warp_operation(Thread& last, unsigned lanes) {
 
 // ---- shared memory -----------------------------------------------------------------------------
 
-void Machine::check_shared(Access access, int begin, int bytes, int line) {
+void Machine::check_shared(Access access, const SharedPlace& place, const Index& index) {
   const bool reads = access != Access::write, writes = access != Access::read;
   const int self = thread_->number;
-  for (int byte = begin; byte < begin + bytes; ++byte) {
+  for (int byte = place.begin; byte < place.begin + place.bytes; ++byte) {
     if (reads && checks.initialisation && !shadow_.initialised(byte)) {
       fault(
-          "uninitialised shared memory: line %d reads byte %d, which nobody in this block has "
-          "written",
-          line, byte);
+          "uninitialised shared memory: %s:%d reads element %lld of the array at byte %d, which "
+          "nobody in this block has written",
+          base_name(index.file), index.line, static_cast<long long>(index.value),
+          place.array_begin);
     }
     if (checks.races) {
       const char* kind = nullptr;
       const Visit other = shadow_.race(order_, byte, reads, writes, self, &kind);
       if (other.thread >= 0) {
-        const uint3 index = threads_[static_cast<size_t>(other.thread)].builtins.thread;
+        const uint3 at = threads_[static_cast<size_t>(other.thread)].builtins.thread;
         fault(
-            "race in shared memory: line %d %s byte %d, %s by thread (%u, %u, %u) at line %d, "
-            "with no barrier in between",
-            line,
+            "race in shared memory: %s:%d %s element %lld of the array at byte %d, %s by thread "
+            "(%u, %u, %u) at line %d, with no barrier in between",
+            base_name(index.file), index.line,
             !writes ? "reads"
             : reads ? "atomically changes"
                     : "writes",
-            byte, kind, index.x, index.y, index.z, other.line);
+            static_cast<long long>(index.value), place.array_begin, kind, at.x, at.y, at.z,
+            other.line);
       }
     }
-    shadow_.remember(order_, byte, reads, writes, self, line);
+    shadow_.remember(order_, byte, reads, writes, self, index.line);
   }
 }
 
@@ -335,8 +338,8 @@ uint64_t meet_warp(WarpOperation kind, unsigned mask, uint64_t value, int source
 void give_way() { Machine::instance().give_way(); }
 
 unsigned char* shared_memory() { return machine_of_kernel().shared_memory(); }
-void check_shared(Access access, int begin, int bytes, int line) {
-  machine_of_kernel().check_shared(access, begin, bytes, line);
+void check_shared(Access access, const SharedPlace& place, const Index& index) {
+  machine_of_kernel().check_shared(access, place, index);
 }
 int place_shared_array(int begin, int64_t count, int element_bytes) {
   Machine& machine = machine_of_kernel();
@@ -349,18 +352,19 @@ int place_shared_array(int begin, int64_t count, int element_bytes) {
   }
   return static_cast<int>(end);
 }
-void fault_shared_index(int64_t index, int count, int begin, int element_bytes, const char* file,
-                        int line) {
+void fault_shared_index(const SharedPlace& place, const Index& index) {
   machine_of_kernel().fault(
-      "out-of-bounds shared index: %s:%d uses index %lld of an array of %d elements of %d bytes, "
-      "which begins at byte %d of the shared memory",
-      base_name(file), line, static_cast<long long>(index), count, element_bytes, begin);
+      "out-of-bounds shared index: %s:%d uses element %lld of the array at byte %d, which has %d "
+      "elements of %d bytes",
+      base_name(index.file), index.line, static_cast<long long>(index.value), place.array_begin,
+      place.array_count, place.element_bytes);
 }
-void fault_shared_alignment(int64_t index, int begin, int bytes, const char* file, int line) {
+void fault_shared_alignment(const SharedPlace& place, const Index& index) {
   machine_of_kernel().fault(
-      "misaligned shared memory: %s:%d takes %d bytes at once from index %lld, which is byte %d of "
-      "the shared memory",
-      base_name(file), line, bytes, static_cast<long long>(index), begin);
+      "misaligned shared memory: %s:%d takes %d bytes at once from element %lld of the array at "
+      "byte %d",
+      base_name(index.file), index.line, place.bytes, static_cast<long long>(index.value),
+      place.array_begin);
 }
 
 }  // namespace cuda_on_cpu

@@ -16,9 +16,11 @@ cudaError_t block_sums_by_warp(const float* values, int count, float* sums);
 cudaError_t transpose(const float* in, int height, int width, float* out);
 // counts[c] += how many of bytes[0 ... count - 1] are c
 cudaError_t histogram(const unsigned char* bytes, int count, unsigned* counts);
-// Everything else that the shim offers; one word per check, 1 where it holds.
+// Everything else that the shim offers; one word per check; those that fail become 0.
 constexpr int kLanguageChecks = 40;
 cudaError_t language(int* holds);
+// 200 threads in 4 blocks update numbers[0 ... 5] and large[0].
+cudaError_t atomics(int* numbers, unsigned long long* large);
 
 // ---- wrong -------------------------------------------------------------------------------------
 
@@ -36,8 +38,8 @@ cudaError_t own_lane_missing(float* out);  // a mask without the calling lane
 cudaError_t shuffle_from_nowhere(float* out);
 cudaError_t global_race(int* out);  // all threads write their number to one place
 cudaError_t uninitialised(float* out);
-cudaError_t spins(int* flag);  // waits for a block that comes later
-cudaError_t overflows_stack(float* out);
+cudaError_t spins(int* flag);           // waits for a block that comes later
+cudaError_t overflows_stack(int* out);  // recurses until the depth out[0]
 
 // A launch of this shape, of a kernel that does nothing.
 cudaError_t launch_shape(dim3 grid, dim3 block, size_t shared_bytes, int allowed_shared_bytes);
@@ -45,6 +47,7 @@ cudaError_t launch_shape(dim3 grid, dim3 block, size_t shared_bytes, int allowed
 // ---- for the stopwatch -------------------------------------------------------------------------
 
 cudaError_t many_barriers(int blocks, int barriers, int* out);
+cudaError_t many_shuffles(int blocks, int shuffles, int* out);
 cudaError_t many_threads(int blocks, int* out);
 cudaError_t many_shared_accesses(int blocks, int accesses, float* out);
 

@@ -69,7 +69,7 @@ class Machine {
   int meet_block(Barrier kind, int predicate, Place place);
   uint64_t meet_warp(WarpOperation kind, unsigned mask, uint64_t value, int source, Place place);
   void give_way();
-  void check_shared(Access access, int begin, int bytes, int line);
+  void check_shared(Access access, const SharedPlace& place, const Index& index);
   unsigned char* shared_memory() { return shared_memory_.get(); }
   int shared_bytes() const { return static_cast<int>(shared_bytes_); }
   // Ends the launch with this message; never returns to the fiber.

@@ -24,6 +24,9 @@ struct Checks {
   // As on every device so far. CUDA's manual promises it for __syncwarp alone; with
   // CSCL_FAST_CUDA_ON_CPU_STRICT=1 in the environment only that orders the lanes.
   bool shuffles_order_memory = true;
+  // How often the threads of a block may give way at atomics while none of them gets to a meeting
+  // or to its end: a kernel that waits in a loop for a later block would never end.
+  uint64_t patience = 200'000'000;
 };
 Checks& checks();
 

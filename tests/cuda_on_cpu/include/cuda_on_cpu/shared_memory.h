@@ -13,13 +13,6 @@ enum class Access { read, write, atomic };
 
 unsigned char* shared_memory();                                       // of the running block
 int place_shared_array(int begin, int64_t count, int element_bytes);  // the end, or a Fault
-// A Fault if the running thread must not touch these bytes now; otherwise remembers that it did.
-void check_shared(Access access, int begin, int bytes, int line);
-[[noreturn]] void fault_shared_index(int64_t index, int count, int begin, int element_bytes,
-                                     const char* file, int line);
-[[noreturn]] void fault_shared_alignment(int64_t index, int begin, int bytes, const char* file,
-                                         int line);
-
 // An index that knows where in the source it was written.
 struct Index {
   Index(int64_t value, const char* file = __builtin_FILE(), int line = __builtin_LINE())
@@ -28,6 +21,16 @@ struct Index {
   const char* file;
   int line;
 };
+
+// Where an access lands: its bytes, and the array that holds them, for messages.
+struct SharedPlace {
+  int begin, bytes;
+  int array_begin, array_count, element_bytes;
+};
+// A Fault if the running thread must not touch these bytes now; otherwise remembers that it did.
+void check_shared(Access access, const SharedPlace& place, const Index& index);
+[[noreturn]] void fault_shared_index(const SharedPlace& place, const Index& index);
+[[noreturn]] void fault_shared_alignment(const SharedPlace& place, const Index& index);
 
 }  // namespace cuda_on_cpu
 
@@ -66,7 +69,9 @@ class Shared {
   }
 
   Shared at(cuda_on_cpu::Index offset) const {
-    if (offset.value < 0 || offset.value > count_) out_of_range(offset);
+    if (offset.value < 0 || offset.value > count_) {
+      cuda_on_cpu::fault_shared_index(place(0, 0), offset);
+    }
     const int by = static_cast<int>(offset.value);
     return Shared(begin_ + by * static_cast<int>(sizeof(T)), count_ - by);
   }
@@ -76,23 +81,24 @@ class Shared {
   friend class SharedMemory;
   Shared(int begin, int count) : begin_(begin), count_(count) {}
 
-  [[noreturn]] void out_of_range(cuda_on_cpu::Index i) const {
-    cuda_on_cpu::fault_shared_index(i.value, count_, begin_, sizeof(T), i.file, i.line);
+  cuda_on_cpu::SharedPlace place(int64_t i, int bytes) const {
+    constexpr int kElement = sizeof(T);
+    return {begin_ + static_cast<int>(i) * kElement, bytes, begin_, count_, kElement};
   }
 
   // V is T, or what read_wide and set_wide take for several of them.
   template <typename V>
-  unsigned char* touch(cuda_on_cpu::Access access, cuda_on_cpu::Index i) const {
+  unsigned char* touch(cuda_on_cpu::Access access, const cuda_on_cpu::Index& i) const {
     static_assert(sizeof(V) % sizeof(T) == 0, "a wide access covers whole elements");
     static_assert(sizeof(V) <= 16 || std::is_same_v<V, T>, "at most 16 bytes at once");
-    constexpr int kElements = sizeof(V) / sizeof(T);
-    if (i.value < 0 || i.value > count_ - kElements) out_of_range(i);
-    const int begin = begin_ + static_cast<int>(i.value * static_cast<int64_t>(sizeof(T)));
-    if (kElements > 1 && begin % static_cast<int>(sizeof(V)) != 0) {
-      cuda_on_cpu::fault_shared_alignment(i.value, begin, sizeof(V), i.file, i.line);
+    constexpr int kBytes = sizeof(V), kElements = sizeof(V) / sizeof(T);
+    if (i.value < 0 || i.value > count_ - kElements) {
+      cuda_on_cpu::fault_shared_index(place(0, kBytes), i);
     }
-    cuda_on_cpu::check_shared(access, begin, sizeof(V), i.line);
-    return cuda_on_cpu::shared_memory() + begin;
+    const cuda_on_cpu::SharedPlace at = place(i.value, kBytes);
+    if (kElements > 1 && at.begin % kBytes != 0) cuda_on_cpu::fault_shared_alignment(at, i);
+    cuda_on_cpu::check_shared(access, at, i);
+    return cuda_on_cpu::shared_memory() + at.begin;
   }
   template <typename V>
   V load(cuda_on_cpu::Index i) const {

@@ -30,16 +30,20 @@ def run(*command: str | Path, **options: object) -> str:
     return done.stdout
 
 
-def build(folder: Path, *flags: str) -> Path:
+def build(folder: Path, *flags: str, watched: bool = False) -> Path:
     """The self-test program: the kernels compiled as C++, and runtime.cpp."""
+    sources = [*KERNELS, HERE / "selftest.cpp", HERE / "runtime.cpp"]
+    if watched:
+        sources.append(HERE / "global_races.cpp")
 
     def compiled(source: Path) -> Path:
         result = folder / f"{source.name}.o"
-        run("g++", *STRICT, *flags, "-x", "c++", "-c", source, "-o", result)
+        watch = ["-fsanitize=thread"] if watched and source.suffix == ".cu" else []
+        run("g++", *STRICT, *flags, *watch, "-x", "c++", "-c", source, "-o", result)
         return result
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, [*KERNELS, HERE / "selftest.cpp", HERE / "runtime.cpp"]))
+        objects = list(pool.map(compiled, sources))
     program = folder / "selftest"
     # -rdynamic: so that the program's symbol table has the names of the kernels, as a module's has.
     run("g++", *flags, "-rdynamic", *objects, "-o", program, "-ldl", "-pthread")
@@ -63,6 +67,11 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except AssertionError:
         pytest.skip("g++ has no sanitizers here")
     return build(folder, *flags)
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("watched"), "-O2", "-g1", watched=True)
 
 
 # What each planted fault has to be called. All but the races name the kernel, block and thread.
@@ -102,7 +111,18 @@ FAULTS = {
     "overflows_stack": WHERE + "the thread's stack of 256 KiB overflows",
     "global_race": DEPENDS,
 }
+ELSEWHERE = r"race in global memory: {} (byte \d+ of a buffer of \d+ bytes|at 0x\w+) "
+ELSEWHERE += r"\(addr2line .*\), {} by block \(\d, 0, 0\), thread \(\d+, 0, 0\), with nothing "
+READ_AFTER_WRITE = ELSEWHERE.format("reads", "written")
+WRITE_AFTER_READ = ELSEWHERE.format("writes", "read")
+GLOBAL_FAULTS = {
+    "last_block": READ_AFTER_WRITE,
+    "neighbours": f"{READ_AFTER_WRITE}|{WRITE_AFTER_READ}",
+    "lost_update": READ_AFTER_WRITE,
+    "global_write": ELSEWHERE.format("writes", r"written \(another value\)"),
+}
 KERNEL_OF = {
+    "global_write": "global_race",
     "null_pointer": "reads_too_far",
     "shared_index_negative": "shared_index",
     "shared_too_small": "shared_index",
@@ -117,6 +137,19 @@ def test_right_kernels_are_right_for_many_seeds(selftest: Path) -> None:
 def test_a_planted_fault_is_caught(selftest: Path, fault: str) -> None:
     message = run(selftest, fault)
     assert re.match(FAULTS[fault].replace("{name}", KERNEL_OF.get(fault, fault)), message), message
+
+
+@pytest.mark.parametrize("fault", GLOBAL_FAULTS)
+def test_a_race_in_global_memory_is_caught(watched: Path, selftest: Path, fault: str) -> None:
+    message = run(watched, fault)
+    where = WHERE.replace("{name}", KERNEL_OF.get(fault, fault))
+    assert re.match(f"{where}({GLOBAL_FAULTS[fault]})", message), message
+    assert run(selftest, fault) == "no fault\n"  # why it takes more than the order of the threads
+
+
+def test_right_kernels_have_no_race_in_global_memory(watched: Path) -> None:
+    run(watched, "right")
+    run(watched, "recovery")
 
 
 def test_the_next_launch_works_after_a_fault(selftest: Path) -> None:

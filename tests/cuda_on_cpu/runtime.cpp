@@ -38,7 +38,7 @@ void Machine::run(SourceText source, const cudaLaunchConfig_t& config, const voi
   }
   // Exactly as large as asked for, so that AddressSanitizer sees what the checks might not.
   shared_bytes_ = config.dynamicSmemBytes;
-  shared_memory_.reset(new unsigned char[shared_bytes_ + 16]);
+  shared_memory_.reset(new unsigned char[shared_bytes_]);
 
   const dim3 grid = config.gridDim, block = config.blockDim;
   count_ = static_cast<int>(block.x * block.y * block.z);

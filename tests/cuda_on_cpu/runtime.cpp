@@ -8,6 +8,7 @@
 //
 #include "runtime/faults.h"
 #include "runtime/host_api.h"
+#include "runtime/symbols.h"
 
 namespace cuda_on_cpu {
 

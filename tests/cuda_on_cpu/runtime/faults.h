@@ -1,7 +1,6 @@
 // How a fault inside a kernel becomes an exception of its launch. Part of runtime.cpp.
 #pragma once
 
-#include <cxxabi.h>
 #include <dlfcn.h>
 #include <signal.h>
 
@@ -184,32 +183,5 @@ class FaultHandler {
   static inline pthread_t ours_;
   stack_t stack_before_;
 };
-
-// ---- names -------------------------------------------------------------------------------------
-
-// From the symbol table where the kernel is in it, otherwise as it was written at the launch: the
-// second argument, which may hold commas of its own.
-std::string kernel_name(const void* kernel, SourceText source) {
-  Dl_info info;
-  if (dladdr(kernel, &info) != 0 && info.dli_sname != nullptr && info.dli_saddr == kernel) {
-    int status = 0;
-    char* const readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-    std::string name = "kernel " + std::string(status == 0 ? readable : info.dli_sname);
-    std::free(readable);
-    return name;
-  }
-  std::string name;
-  int depth = 0, argument = 0;
-  for (const char* c = source.text; *c != 0; ++c) {
-    if (*c == '(' || *c == '<' || *c == '{' || *c == '[') ++depth;
-    if (*c == ')' || *c == '>' || *c == '}' || *c == ']') --depth;
-    if (*c == ',' && depth == 0) {
-      ++argument;
-    } else if (argument == 1 && !(name.empty() && *c == ' ')) {
-      name += *c;
-    }
-  }
-  return "kernel " + name;
-}
 
 }  // namespace cuda_on_cpu

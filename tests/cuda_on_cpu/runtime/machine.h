@@ -129,8 +129,6 @@ class Machine {
   char message_[1024];
 };
 
-std::string kernel_name(const void* kernel, SourceText source);
-
 // The coordinates of the block or thread with this number; x runs fastest.
 inline uint3 index_in(const dim3& sizes, uint64_t number) {
   return {static_cast<unsigned>(number % sizes.x),

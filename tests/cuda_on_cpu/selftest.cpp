@@ -3,6 +3,7 @@
 //     selftest right          the right kernels, with many seeds
 //     selftest NAME           a planted fault: prints the message of the Fault, or "no fault"
 //     selftest recovery       launches after faults, many times
+//     selftest detectors      the race detectors, against ones that keep everything
 //     selftest stopwatch      what things cost
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -21,6 +22,8 @@
 using cuda_on_cpu::assert_seed_independent;
 using cuda_on_cpu::Fault;
 using cuda_on_cpu::GuardedBuffer;
+
+bool check_race_detectors();  // selftest_shadow.cpp
 
 namespace {
 
@@ -337,6 +340,8 @@ int main(int count, char** arguments) {
     right();
   } else if (name == "recovery") {
     recovery();
+  } else if (name == "detectors") {
+    check(check_race_detectors(), "the race detectors");
   } else if (name == "stopwatch") {
     stopwatch();
   } else {

@@ -32,7 +32,7 @@ def run(*command: str | Path, **options: object) -> str:
 
 def build(folder: Path, *flags: str, watched: bool = False) -> Path:
     """The self-test program: the kernels compiled as C++, and runtime.cpp."""
-    sources = [*KERNELS, HERE / "selftest.cpp", HERE / "runtime.cpp"]
+    sources = [*KERNELS, *HERE.glob("selftest*.cpp"), HERE / "runtime.cpp"]
     if watched:
         sources.append(HERE / "global_races.cpp")
 
@@ -152,6 +152,10 @@ def test_a_race_in_global_memory_is_caught(watched: Path, selftest: Path, fault:
 def test_right_kernels_have_no_race_in_global_memory(watched: Path) -> None:
     run(watched, "right")
     run(watched, "recovery")
+
+
+def test_the_race_detectors_miss_nothing_and_invent_nothing(selftest: Path) -> None:
+    run(selftest, "detectors")
 
 
 def test_the_next_launch_works_after_a_fault(selftest: Path) -> None:

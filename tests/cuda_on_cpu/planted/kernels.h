@@ -17,7 +17,7 @@ cudaError_t transpose(const float* in, int height, int width, float* out);
 // counts[c] += how many of bytes[0 ... count - 1] are c
 cudaError_t histogram(const unsigned char* bytes, int count, unsigned* counts);
 // Everything else that the shim offers; one word per check; those that fail become 0.
-constexpr int kLanguageChecks = 40;
+constexpr int kLanguageChecks = 41;
 cudaError_t language(int* holds);
 // 200 threads in 4 blocks update numbers[0 ... 5] and large[0].
 cudaError_t atomics(int* numbers, unsigned long long* large);
@@ -26,6 +26,7 @@ cudaError_t atomics(int* numbers, unsigned long long* large);
 
 cudaError_t missing_barrier(const float* values, float* sums);          // a block_sums, 256 values
 cudaError_t missing_warp_barrier(const float* values, float* sums);     // within one warp
+cudaError_t relies_on_shuffle(const float* values, float* sums);        // where __syncwarp belongs
 cudaError_t reads_too_far(const float* values, int count, float* out);  // values[count]
 cudaError_t writes_before(float* out);                                  // out[-1]
 cudaError_t shared_index(int index, float* out);                        // of an array of 32
@@ -40,6 +41,15 @@ cudaError_t global_race(int* out);  // all threads write their number to one pla
 cudaError_t uninitialised(float* out);
 cudaError_t spins(int* flag);           // waits for a block that comes later
 cudaError_t overflows_stack(int* out);  // recurses until the depth out[0]
+
+// ---- in global memory --------------------------------------------------------------------------
+
+// Five blocks of 64; wrong without the fence.
+cudaError_t last_block(const float* values, bool fence, float* sums, unsigned* finished,
+                       float* total);
+cudaError_t neighbours(bool barrier, int* numbers, int* of_neighbour);  // wrong without the barrier
+cudaError_t lost_update(int* count);                                    // wrong
+cudaError_t same_flag(int* flag);  // many threads write one value: allowed
 
 // A launch of this shape, of a kernel that does nothing.
 cudaError_t launch_shape(dim3 grid, dim3 block, size_t shared_bytes, int allowed_shared_bytes);

@@ -83,22 +83,21 @@ CSCL_HD IntegerOf<Real> truncate(Real value) {
 }
 
 // The number of classes, as loops over them take it: an int, or one of the types below, where a
-// pixel's classes lie in registers and every loop has to be unrolled. A loop is
-//
-//     const int end = loop_end(classes);
-//     for (int k = 0; k < end; ++k) {
-//       if (past_the_end(k, classes)) continue;
-//
-// and what the compiler knows of the type decides what is left of that line.
+// pixel's classes lie in registers and every loop has to be unrolled. The loops go from 0 to
+// loop_end(classes).
 template <int kCount>
 struct Exactly {
   CSCL_HD constexpr operator int() const { return kCount; }
 };
+// Loops go over all kMaximum: the classes after the last one have the logit kPaddingLogit, which
+// wins nothing and weighs nothing. Straight code for a few classes more is faster than a branch for
+// each.
 template <int kMaximum>
 struct UpTo {
   int count;
   CSCL_HD constexpr operator int() const { return count; }
 };
+constexpr float kPaddingLogit = -1e38f;
 
 // Any number, of classes that lie in memory.
 struct Rolled {
@@ -112,18 +111,19 @@ CSCL_HD constexpr int partial_of(int k, int /*classes*/) { return k % 2; }
 CSCL_HD constexpr int partial_of(int /*k*/, Rolled) { return 0; }
 
 CSCL_HD constexpr int loop_end(int classes) { return classes; }
-CSCL_HD constexpr bool past_the_end(int /*k*/, int /*classes*/) { return false; }
 template <int kCount>
 CSCL_HD constexpr int loop_end(Exactly<kCount>) {
   return kCount;
 }
-template <int kCount>
-CSCL_HD constexpr bool past_the_end(int /*k*/, Exactly<kCount>) {
-  return false;
-}
 template <int kMaximum>
 CSCL_HD constexpr int loop_end(UpTo<kMaximum>) {
   return kMaximum;
+}
+
+// Whether k is past the last class: in loops to loop_end that read or write memory.
+template <typename Classes>
+CSCL_HD constexpr bool past_the_end(int /*k*/, Classes /*classes*/) {
+  return false;
 }
 template <int kMaximum>
 CSCL_HD constexpr bool past_the_end(int k, UpTo<kMaximum> classes) {

@@ -5,6 +5,33 @@
 
 CSCL_CORE_BEGIN
 
+// numerator / denominator, rounded down, for 0 <= numerator < 2^62 and 0 < denominator < 2^32 whose
+// quotient is below 2^32: by two floats' worth of quotient and a last correction. GPUs have no
+// 64-bit division; the one that compilers call is a function, for which registers are spilled.
+CSCL_HD int64_t quotient_by_floats(int64_t numerator, int64_t denominator) {
+#if defined(__CUDA_ARCH__)
+  const float inverse = __fdividef(1.0f, static_cast<float>(denominator));
+#else
+  const float inverse = 1.0f / static_cast<float>(denominator);
+#endif
+  int64_t quotient = static_cast<int64_t>(static_cast<float>(numerator) * inverse);
+  int64_t rest = numerator - quotient * denominator;
+  const int64_t correction = static_cast<int64_t>(static_cast<float>(rest) * inverse);
+  quotient += correction;
+  rest -= correction * denominator;
+  if (rest < 0) return quotient - 1;
+  return rest >= denominator ? quotient + 1 : quotient;
+}
+
+CSCL_HD int64_t quotient(int64_t numerator, int64_t denominator) {
+#if defined(__CUDA_ARCH__)
+  return quotient_by_floats(numerator, denominator);
+#else
+  return numerator / denominator;
+#endif
+}
+CSCL_HD int32_t quotient(int32_t numerator, int32_t denominator) { return numerator / denominator; }
+
 // Output line i reads source lines `first` and `first + 1` (the last source line stands for the
 // one after it) with these weights.
 template <typename Integer>
@@ -30,7 +57,7 @@ CSCL_HD LinePositionOf<Integer> line_position(Integer i, Integer source, Integer
     if (numerator < 0) numerator = 0;
   }
   LinePositionOf<Integer> position;
-  position.first = numerator / denominator;
+  position.first = quotient(numerator, denominator);
   const Integer remainder = numerator - position.first * denominator;
   position.near_weight =
       static_cast<float>(denominator - remainder) / static_cast<float>(denominator);
@@ -49,7 +76,7 @@ CSCL_HD Integer first_line_from(Integer line, Integer source, Integer output, bo
     numerator = (2 * line + 1) * output - source;
     denominator = 2 * source;
   }
-  const Integer found = (numerator + denominator - 1) / denominator;
+  const Integer found = quotient(numerator + denominator - 1, denominator);
   return found < output ? found : output;
 }
 

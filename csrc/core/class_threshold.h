@@ -36,7 +36,6 @@ CSCL_HD PixelConfidence<Real> pixel_confidence(const Column& column, Classes cla
   Real disorder[2] = {zero, zero};  // 0, or NaN once a logit is not finite
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
     disorder[partial_of(k, classes)] =
         multiply_add(column.get(k), zero, disorder[partial_of(k, classes)]);
@@ -47,7 +46,6 @@ CSCL_HD PixelConfidence<Real> pixel_confidence(const Column& column, Classes cla
   IntegerOf<Real> winner = {};
   CSCL_UNROLL(32)
   for (int k = end - 1; k >= 0; --k) {  // downwards: the lowest class comes last
-    if (past_the_end(k, classes)) continue;
     const Real value = column.get(k);
     sum[partial_of(k, classes)] = sum[partial_of(k, classes)] + exponential(value - largest);
     winner = select(value == largest, broadcast_integer<Real>(k), winner);
@@ -89,6 +87,38 @@ CSCL_HD float centre_of_bin(int32_t bin) {  // 17 bits: exact
 // Index of δ in the descending order of n > 0 confidences.
 CSCL_HD int64_t threshold_rank(int64_t n, double portion) {
   const int64_t rank = static_cast<int64_t>(portion * static_cast<double>(n));
+  return rank < n - 1 ? rank : n - 1;
+}
+
+// The same without a floating-point number, for where doubles are slow: portion = mantissa /
+// 2^shift.
+struct PortionBits {
+  uint64_t mantissa;  // 53 bits
+  int shift;          // 52 and more
+};
+
+inline PortionBits portion_bits(double portion) {  // in (0, 1]
+  uint64_t bits;
+  __builtin_memcpy(&bits, &portion, sizeof(bits));
+  const int exponent = static_cast<int>(bits >> 52);
+  const uint64_t fraction = bits & ((uint64_t{1} << 52) - 1);
+  if (exponent == 0) return {fraction, 1074};  // subnormal
+  return {fraction | uint64_t{1} << 52, 1075 - exponent};
+}
+
+// n below 2^62. The product is rounded to 53 bits, to the nearest and to even, as a double's is.
+CSCL_HD int64_t threshold_rank(int64_t n, PortionBits portion) {
+  unsigned __int128 product =
+      static_cast<unsigned __int128>(portion.mantissa) * static_cast<uint64_t>(n);
+  int excess = 0;  // bits beyond 53
+  while ((product >> excess) >> 53 != 0) ++excess;
+  if (excess > 0) {
+    const unsigned __int128 unit = static_cast<unsigned __int128>(1) << excess;
+    const unsigned __int128 rest = product & (unit - 1), half = unit >> 1;
+    product -= rest;
+    if (rest > half || (rest == half && (product & unit) != 0)) product += unit;
+  }
+  const int64_t rank = portion.shift < 128 ? static_cast<int64_t>(product >> portion.shift) : 0;
   return rank < n - 1 ? rank : n - 1;
 }
 

@@ -44,7 +44,6 @@ CSCL_HD PixelLoss<Real> solve_given_label_loss(Column& column, Soft& soft, Class
   Real disorder[2] = {zero, zero};
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
     disorder[partial_of(k, classes)] =
         multiply_add(column.get(k), zero, disorder[partial_of(k, classes)]);
@@ -55,7 +54,6 @@ CSCL_HD PixelLoss<Real> solve_given_label_loss(Column& column, Soft& soft, Class
   Real dot[2] = {zero, zero};
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real e = exponential(below);
     const Real label = select(kept, soft.get(k), zero);

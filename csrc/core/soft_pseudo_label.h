@@ -68,7 +68,6 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, Classes classe
   Real disorder[2] = {zero, zero};  // 0, or NaN once a logit is not finite
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
     disorder[partial_of(k, classes)] =
         multiply_add(column.get(k), zero, disorder[partial_of(k, classes)]);
@@ -81,7 +80,6 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, Classes classe
   IntegerOf<Real> hard = {};
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real e = exponential(below);
     const Real q = rule.weigh(below, e, k);
@@ -99,7 +97,6 @@ CSCL_HD SolvedPixel<Real> solve_soft_pseudo_label(Column& column, Classes classe
   const Real scale = ScalarOf<Real>(1) / weight;
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     column.set(k, select(kept, column.get(k) * scale, zero));
   }
   return {select(kept, hard, broadcast_integer<Real>(kRejected)), kept, all, scale};
@@ -122,7 +119,6 @@ CSCL_HD CarefulPixel<Real> solve_soft_pseudo_label_carefully(Column& column, int
   Real largest = column.get(0);
   Real disorder = zero;
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     largest = larger(column.get(k), largest);
     disorder = multiply_add(column.get(k), zero, disorder);
   }
@@ -130,7 +126,6 @@ CSCL_HD CarefulPixel<Real> solve_soft_pseudo_label_carefully(Column& column, int
   Real best = column.get(0) - largest + plan.penalty[0];
   IntegerOf<Real> hard = {};
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real distance = below + plan.penalty[k];
     sum = sum + exponential(below);
@@ -139,7 +134,6 @@ CSCL_HD CarefulPixel<Real> solve_soft_pseudo_label_carefully(Column& column, int
   }
   Real total = zero;
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     const Real distance = column.get(k) - largest + plan.penalty[k];
     const Real q = exponential((distance - best) / plan.careful_gamma);
     column.set(k, q);
@@ -149,7 +143,6 @@ CSCL_HD CarefulPixel<Real> solve_soft_pseudo_label_carefully(Column& column, int
       (best + plan.careful_gamma * logarithm(total) > logarithm(sum)) & (disorder == zero);
   const Real scale = ScalarOf<Real>(1) / total;
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     column.set(k, select(kept, column.get(k) * scale, zero));
   }
   return {select(kept, hard, broadcast_integer<Real>(kRejected)), kept};

@@ -33,7 +33,6 @@ CSCL_HD LabelledLocation<Real> locate_label(const Column& column, Classes classe
   location.winner = broadcast_integer<Real>(0);
   CSCL_UNROLL(32)
   for (int k = 1; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     const Real value = column.get(k);
     const IntegerOf<Real> here = broadcast_integer<Real>(k);
     labelled = select(label == here, value, labelled);
@@ -46,7 +45,6 @@ CSCL_HD LabelledLocation<Real> locate_label(const Column& column, Classes classe
   Real sum[2] = {zero, zero};  // half the rounding errors in a row and half the waiting
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     sum[partial_of(k, classes)] =
         sum[partial_of(k, classes)] + exponential(column.get(k) - largest);
   }

@@ -29,7 +29,6 @@ CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, Classes classes,
   Real highest[2] = {column.get(0), column.get(0)};
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     highest[partial_of(k, classes)] = larger(column.get(k), highest[partial_of(k, classes)]);
   }
   const Real largest = larger(highest[0], highest[1]);
@@ -38,7 +37,6 @@ CSCL_HD PixelLoss<Real> solve_cross_entropy(Column& column, Classes classes,
   Real chosen = zero;
   CSCL_UNROLL(32)
   for (int k = 0; k < end; ++k) {
-    if (past_the_end(k, classes)) continue;
     const Real below = column.get(k) - largest;
     const Real e = exponential_or_nan(below);  // inf - inf is one, too
     chosen = select(label == k, below, chosen);

@@ -44,6 +44,7 @@ struct BlockSum {
   Shared<Value> warps;
 
   static constexpr size_t bytes() { return shared_bytes<Value>(32); }
+  BlockSum() = default;
   CSCL_D explicit BlockSum(SharedMemory& memory) : warps(memory.array<Value>(32)) {}
 
   // By all threads of a block of whole warps; every one gets the sum.

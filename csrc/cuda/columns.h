@@ -78,10 +78,10 @@ CSCL_D void copy_column(const RegisterColumn<kRegistersOf<Classes>>& from, const
 }
 template <typename Classes>
 CSCL_D void copy_column(const TileColumn& from, RegisterColumn<kRegistersOf<Classes>>& to,
-                        Classes classes) {
+                        Classes classes, float padding) {
 #pragma unroll
   for (int k = 0; k < kRegistersOf<Classes>; ++k) {
-    to.values[k] = past_the_end(k, classes) ? 0.0f : from.get(k);
+    to.values[k] = past_the_end(k, classes) ? padding : from.get(k);
   }
 }
 

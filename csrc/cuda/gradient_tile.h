@@ -8,22 +8,22 @@ namespace cscl::cuda {
 
 struct GradientTile {
   float* part;         // of the scratch
-  Shared<float> sums;  // [K, tile width], what the threads know of one source row
+  Shared<float> sums;  // [K, tile width], what the threads know of one source row; in the tile
   Shared<float> near_weight, far_weight;  // [tile width]
   Shared<int> begin;  // [columns + 1], the first output column of each source column
   int tile_width, columns;
 
-  static constexpr size_t bytes(const Tiling& tiling, int classes) {
-    return shared_bytes<float>(static_cast<size_t>(classes) * tiling.tile_width) +
-           2 * shared_bytes<float>(static_cast<size_t>(tiling.tile_width)) +
+  static constexpr size_t bytes(const Tiling& tiling) {
+    return 2 * shared_bytes<float>(static_cast<size_t>(tiling.tile_width)) +
            shared_bytes<int>(static_cast<size_t>(tiling.columns) + 1);
   }
 
   GradientTile() = default;
   CSCL_D GradientTile(float* parts, const Tiling& tiling, const TilePlace& place,
-                      const ColumnPlace& column, int classes, SharedMemory& memory)
+                      const ColumnPlace& column, int classes, const PixelTile& tile,
+                      SharedMemory& memory)
       : part(parts + blockIdx.x * tiling.part(classes)),
-        sums(memory.array<float>(classes * tiling.tile_width)),
+        sums(tile.words),
         near_weight(memory.array<float>(tiling.tile_width)),
         far_weight(memory.array<float>(tiling.tile_width)),
         begin(memory.array<int>(tiling.columns + 1)),
@@ -84,6 +84,7 @@ struct GradientTile {
   CSCL_D void write_row(const Tiling& tiling, const TilePlace& place, int row,
                         const float (&column)[kCount], Classes classes) const {
     const int thread = static_cast<int>(threadIdx.x);
+    __syncthreads();  // nobody needs the tile as it was
     if (thread < place.width) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {

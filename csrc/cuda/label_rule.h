@@ -53,19 +53,26 @@ struct LabelPlan {
   float gamma, inverse_gamma;
   bool careful;
 
+  // Room for classes that pad the last registers.
+  __host__ __device__ static constexpr int padded(int classes) {
+    return classes < 32 ? 32 : classes;
+  }
   static constexpr size_t bytes(int classes) {
-    return 3 * shared_bytes<float>(static_cast<size_t>(classes));
+    return shared_bytes<float>(static_cast<size_t>(padded(classes))) +
+           2 * shared_bytes<float>(static_cast<size_t>(classes));
   }
 
   CSCL_D LabelPlan(const LabelRule& rule, int classes, SharedMemory& memory) {
-    scale = memory.array<float>(classes);
+    scale = memory.array<float>(padded(classes));
     careful_plan.penalty.high = memory.array<float>(classes);
     careful_plan.penalty.low = memory.array<float>(classes);
     careful_plan.careful_gamma = FloatPair(rule.gamma_high, rule.gamma_low);
     squarings = rule.squarings;
     gamma = rule.gamma;
     inverse_gamma = rule.inverse_gamma;
-    for (int k = static_cast<int>(threadIdx.x); k < classes; k += static_cast<int>(blockDim.x)) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (classes + thread < padded(classes)) scale.set(classes + thread, 0.0f);
+    for (int k = thread; k < classes; k += static_cast<int>(blockDim.x)) {
       const float threshold = rule.thresholds[k];
       const FloatPair penalty = -logarithm(FloatPair(threshold));
       careful_plan.penalty.high.set(k, penalty.high);
@@ -115,17 +122,20 @@ CSCL_D int solve_carefully(const TileColumn& column, int classes, const LabelPla
 using DevicePowerRule = PowerRule<float, -1, LabelPlan>;
 using DeviceExponentialRule = ExponentialRule<float, LabelPlan>;
 
-// Calls action with a rule's type: `RuleTag<Rule>`.
+// Calls action(RuleTag<Rule>, classes). A sharpness that is no power of ½ is rare: its kernels are
+// compiled for 32 classes in registers, or for any number, and for nothing between.
 template <typename Rule>
 struct RuleTag {
   using type = Rule;
 };
 template <typename Action>
-void with_rule(double gamma, const Action& action) {
+void with_rule_and_classes(double gamma, int64_t classes, const Action& action) {
   if (squarings_of(gamma) < kNotAPower) {
-    action(RuleTag<DevicePowerRule>{});
+    with_classes(classes, [&](auto count) { action(RuleTag<DevicePowerRule>{}, count); });
+  } else if (classes <= 32) {
+    action(RuleTag<DeviceExponentialRule>{}, UpTo<32>{static_cast<int>(classes)});
   } else {
-    action(RuleTag<DeviceExponentialRule>{});
+    action(RuleTag<DeviceExponentialRule>{}, Rolled{static_cast<int>(classes)});
   }
 }
 
@@ -134,29 +144,31 @@ struct SolvedLabel {
   bool kept;
 };
 
-// Replaces the logits of a column by its soft label. `scratch` is the thread's own place in shared
-// memory, which may be where the column is.
-template <typename Rule, typename Classes>
+// Replaces the logits of a column by its soft label; kCareful: as plan.careful says. `scratch` is
+// the thread's own place in shared memory, which may be where the column is.
+template <typename Rule, bool kCareful, typename Classes>
 CSCL_D SolvedLabel solve_label(RegisterColumn<kRegistersOf<Classes>>& column, Classes classes,
                                const LabelPlan& plan, const TileColumn& scratch) {
-  if (plan.careful) {
+  if constexpr (kCareful) {
     copy_column(column, scratch, classes);
     const int hard = solve_carefully(scratch, classes, plan);
-    copy_column(scratch, column, classes);
+    copy_column(scratch, column, classes, 0.0f);
     return {hard < 0 ? kRejected : hard, hard >= 0};
+  } else {
+    const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
+    return {solved.hard, solved.kept};
   }
-  const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
-  return {solved.hard, solved.kept};
 }
-template <typename Rule>
+template <typename Rule, bool kCareful>
 CSCL_D SolvedLabel solve_label(TileColumn& column, Rolled classes, const LabelPlan& plan,
                                const TileColumn& /*scratch*/) {
-  if (plan.careful) {
+  if constexpr (kCareful) {
     const int hard = solve_carefully(column, classes, plan);
     return {hard < 0 ? kRejected : hard, hard >= 0};
+  } else {
+    const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
+    return {solved.hard, solved.kept};
   }
-  const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
-  return {solved.hard, solved.kept};
 }
 
 }  // namespace cscl::cuda

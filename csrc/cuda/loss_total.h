@@ -87,13 +87,13 @@ CSCL_D TouchingLines lines_touching(int line, int source, int output, const Tili
 }
 
 // Classes that a thread sums at once.
-constexpr int kGatheredClasses = 8;
+constexpr int kGatheredClasses = 4;
 
 // The gradient of the mean by some classes of a row of source locations, a thread for each column:
 // the parts of the tiles that touch it, bands first, then tiles along the band.
-static __device__ void gather_gradient_row(const float* parts, const Tiling& tiling, int classes,
-                                           int64_t image, int row, int first_class, float scale,
-                                           float* gradient, bool channels_last) {
+CSCL_D void gather_gradient_row(const float* parts, const Tiling& tiling, int classes,
+                                int64_t image, int row, int first_class, float scale,
+                                float* gradient, bool channels_last) {
   const TouchingLines rows = lines_touching(row, tiling.height, tiling.out_height, tiling);
   const int64_t part = tiling.part(classes);
   const bool last_row = row == tiling.height - 1 && tiling.height != tiling.out_height;

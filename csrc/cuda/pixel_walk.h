@@ -10,7 +10,8 @@
 //       Body(const Arguments&, int classes, SharedMemory&);   all threads of a block
 //       static constexpr bool kScratch;      solve needs `scratch`, a place in shared memory
 //       static constexpr bool kOtherColumn;  solve needs `other`, with one input as well
-//       int solve(column, other, classes, scratch, pixel);    pixel counts through the batch
+//       bool careful();                      the same for all threads of all blocks
+//       int solve<careful>(column, other, classes, scratch, pixel);  pixel counts through the batch
 //       void results(const int (&)[n], pixel);                what solve returned for n pixels
 //       void finish();                       all threads, after the last pixel
 //     };
@@ -23,6 +24,7 @@
 // element at a time.
 #pragma once
 
+#include "core/bilinear.h"
 #include "cuda/columns.h"
 #include "cuda/elements.h"
 
@@ -95,9 +97,12 @@ CSCL_D void read_planes(const PixelSource& source, int64_t image, int64_t pixel,
         static_cast<const Element*>(source.data) + image * source.stride_batch + pixel;
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      if (past_the_end(k, classes)) continue;
-      read_pack<kPack>(from, to[k]);
-      from += source.stride_class;
+      if (past_the_end(k, classes)) {
+        for (int i = 0; i < kPack; ++i) to[k][i] = kPaddingLogit;
+      } else {
+        read_pack<kPack>(from, to[k]);
+        from += source.stride_class;
+      }
     }
   });
 }
@@ -115,45 +120,6 @@ CSCL_D void write_planes(const PixelStore& store, int64_t plane, int64_t image, 
       to += plane;
     }
   });
-}
-
-template <int kPack, typename Classes, typename Body>
-__global__ void __launch_bounds__(kThreadsOf<Classes>)
-    walk_planes(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
-                Classes classes, int64_t plane, int blocks_per_image, PixelStore store) {
-  constexpr int kCount = kRegistersOf<Classes>;
-  constexpr int kThreads = kThreadsOf<Classes>;
-  SharedMemory memory;
-  const PixelTile tile(memory, Body::kScratch ? kThreads : 0, classes);
-  Body body(arguments, classes, memory);
-  const TileColumn scratch = tile.column(static_cast<int>(threadIdx.x));
-  const int64_t image = blockIdx.x / static_cast<unsigned>(blocks_per_image);
-  const int64_t begin = blockIdx.x % static_cast<unsigned>(blocks_per_image);
-  const int64_t stride = static_cast<int64_t>(blocks_per_image) * kThreads * kPack;
-
-  for (int64_t pixel = (begin * kThreads + threadIdx.x) * kPack; pixel < plane; pixel += stride) {
-    float values[kCount][kPack], others[kCount][kPack];
-    read_planes(source, image, pixel, classes, values);
-    if (Body::kInputs == 2) read_planes(other_source, image, pixel, classes, others);
-    int results[kPack];
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) {
-      RegisterColumn<kCount> column, other;
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        column.values[k] = values[k][i];
-        if (Body::kInputs == 2) other.values[k] = others[k][i];
-      }
-      results[i] = body.solve(column, other, classes, scratch, image * plane + pixel + i);
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        if (Body::kStores) values[k][i] = column.values[k];
-      }
-    }
-    if (Body::kStores) write_planes(store, plane, image, pixel, classes, values);
-    body.results(results, image * plane + pixel);
-  }
-  body.finish();
 }
 
 // ---- any order ----------------------------------------------------------------------------------
@@ -212,7 +178,7 @@ struct ColumnOf<Classes, 0> {
 
 template <int kCount, typename Classes>
 CSCL_D void take_from_tile(const PixelTile& tile, RegisterColumn<kCount>& column, Classes classes) {
-  copy_column(tile.column(static_cast<int>(threadIdx.x)), column, classes);
+  copy_column(tile.column(static_cast<int>(threadIdx.x)), column, classes, kPaddingLogit);
 }
 CSCL_D void take_from_tile(const PixelTile&, TileColumn&, Rolled) {}
 template <int kCount, typename Classes>
@@ -240,14 +206,17 @@ CSCL_D void read_column(const PixelSource& source, int64_t image, int64_t begin,
     if (source.order == PixelOrder::flat) {
       from += pixel * source.stride_column;
     } else {
-      const int64_t row = pixel / source.width;
+      const int64_t row = quotient(pixel, static_cast<int64_t>(source.width));
       from += row * source.stride_row + (pixel - row * source.width) * source.stride_column;
     }
     CSCL_UNROLL(32)
     for (int k = 0; k < loop_end(classes); ++k) {
-      if (past_the_end(k, classes)) continue;
-      column.set(k, widen(*from));
-      from += source.stride_class;
+      if (past_the_end(k, classes)) {
+        column.set(k, kPaddingLogit);
+      } else {
+        column.set(k, widen(*from));
+        from += source.stride_class;
+      }
     }
   });
   if (source.order == PixelOrder::interleaved) {
@@ -283,21 +252,16 @@ CSCL_D void write_column(const PixelStore& store, int64_t plane, int64_t image, 
   });
 }
 
-template <typename Classes, typename Body>
-__global__ void __launch_bounds__(kThreadsOf<Classes>)
-    walk_pixels(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
-                Classes classes, int64_t plane, int blocks_per_image, PixelStore store) {
+// A pixel for each thread at a time: the block's share of an image's tiles, every
+// blocks_per_image-th from `first` on.
+template <bool kCareful, typename Classes, typename Body>
+CSCL_D void walk_one_by_one(Body& body, const PixelSource& source, const PixelSource& other_source,
+                            Classes classes, int64_t plane, int64_t image, int64_t first,
+                            int blocks_per_image, const PixelTile& tile,
+                            const PixelTile& other_tile, const PixelStore& store) {
   constexpr int kThreads = kThreadsOf<Classes>;
-  SharedMemory memory;
-  const PixelTile tile(memory, kThreads, classes);
-  const bool apart = kRegistersOf<Classes> == 0 && (Body::kInputs == 2 || Body::kOtherColumn);
-  const PixelTile other_tile = apart ? PixelTile(memory, kThreads, classes) : tile;
-  Body body(arguments, classes, memory);
-  const TileColumn scratch = tile.column(static_cast<int>(threadIdx.x));
-  const int64_t image = blockIdx.x / static_cast<unsigned>(blocks_per_image);
-  const int64_t first = blockIdx.x % static_cast<unsigned>(blocks_per_image);
   const int64_t stride = static_cast<int64_t>(blocks_per_image) * kThreads;
-
+  const TileColumn scratch = tile.column(static_cast<int>(threadIdx.x));
   for (int64_t begin = first * kThreads; begin < plane; begin += stride) {
     const int count = static_cast<int>(plane - begin < kThreads ? plane - begin : kThreads);
     auto column = ColumnOf<Classes>::make(tile);
@@ -309,13 +273,83 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>)
     }
     if (static_cast<int>(threadIdx.x) < count) {
       const int64_t pixel = image * plane + begin + threadIdx.x;
-      const int results[1] = {body.solve(column, other, classes, scratch, pixel)};
+      const int results[1] = {
+          body.template solve<kCareful>(column, other, classes, scratch, pixel)};
       body.results(results, pixel);
     }
     if (Body::kStores) {
       write_column(store, plane, image, begin, count, tile, column, classes);
     }
     __syncthreads();  // the tile is free again
+  }
+}
+
+template <typename Classes, typename Body>
+__global__ void __launch_bounds__(kThreadsOf<Classes>)
+    walk_pixels(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
+                Classes classes, int64_t plane, int blocks_per_image, PixelStore store) {
+  SharedMemory memory;
+  const PixelTile tile(memory, kThreadsOf<Classes>, classes);
+  const bool apart = kRegistersOf<Classes> == 0 && (Body::kInputs == 2 || Body::kOtherColumn);
+  const PixelTile other_tile = apart ? PixelTile(memory, kThreadsOf<Classes>, classes) : tile;
+  Body body(arguments, classes, memory);
+  const int64_t image = blockIdx.x / static_cast<unsigned>(blocks_per_image);
+  const int64_t first = blockIdx.x % static_cast<unsigned>(blocks_per_image);
+  if (body.careful()) {
+    walk_one_by_one<true>(body, source, other_source, classes, plane, image, first,
+                          blocks_per_image, tile, other_tile, store);
+  } else {
+    walk_one_by_one<false>(body, source, other_source, classes, plane, image, first,
+                           blocks_per_image, tile, other_tile, store);
+  }
+  body.finish();
+}
+
+// ---- planes, several pixels at a time
+// ------------------------------------------------------------
+
+template <int kPack, typename Classes, typename Body>
+__global__ void __launch_bounds__(kThreadsOf<Classes>)
+    walk_planes(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
+                Classes classes, int64_t plane, int blocks_per_image, PixelStore store) {
+  constexpr int kCount = kRegistersOf<Classes>;
+  constexpr int kThreads = kThreadsOf<Classes>;
+  SharedMemory memory;
+  const PixelTile tile(memory, Body::kScratch ? kThreads : 0, classes);
+  Body body(arguments, classes, memory);
+  const TileColumn scratch = tile.column(static_cast<int>(threadIdx.x));
+  const int64_t image = blockIdx.x / static_cast<unsigned>(blocks_per_image);
+  const int64_t begin = blockIdx.x % static_cast<unsigned>(blocks_per_image);
+  const int64_t stride = static_cast<int64_t>(blocks_per_image) * kThreads * kPack;
+
+  if (body.careful()) {  // rare, and no reason to write the rest out four times
+    walk_one_by_one<true>(body, source, other_source, classes, plane, image, begin,
+                          blocks_per_image, tile, tile, store);
+    body.finish();
+    return;
+  }
+  for (int64_t pixel = (begin * kThreads + threadIdx.x) * kPack; pixel < plane; pixel += stride) {
+    float values[kCount][kPack], others[kCount][kPack];
+    read_planes(source, image, pixel, classes, values);
+    if (Body::kInputs == 2) read_planes(other_source, image, pixel, classes, others);
+    int results[kPack];
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      RegisterColumn<kCount> column, other;
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        column.values[k] = values[k][i];
+        if (Body::kInputs == 2) other.values[k] = others[k][i];
+      }
+      results[i] =
+          body.template solve<false>(column, other, classes, scratch, image * plane + pixel + i);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        if (Body::kStores) values[k][i] = column.values[k];
+      }
+    }
+    if (Body::kStores) write_planes(store, plane, image, pixel, classes, values);
+    body.results(results, image * plane + pixel);
   }
   body.finish();
 }

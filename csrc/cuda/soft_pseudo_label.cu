@@ -29,10 +29,11 @@ struct LabelBody {
   CSCL_D LabelBody(const Arguments& arguments, int classes, SharedMemory& memory)
       : plan(arguments.rule, classes, memory), hard(arguments.hard) {}
 
-  template <typename Column, typename Classes>
+  CSCL_D bool careful() const { return plan.careful; }
+  template <bool kCareful, typename Column, typename Classes>
   CSCL_D int solve(Column& column, Column& /*other*/, Classes classes, const TileColumn& scratch,
                    int64_t /*pixel*/) const {
-    return solve_label<Rule>(column, classes, plan, scratch).hard;
+    return solve_label<Rule, kCareful>(column, classes, plan, scratch).hard;
   }
   template <int kCount>
   CSCL_D void results(const int (&found)[kCount], int64_t pixel) const {
@@ -53,21 +54,19 @@ void soft_pseudo_labels(const SoftPseudoLabelCall& call, const Context& context)
   const DeviceScope scope(context);
   const LogitsView& view = call.logits;
   const PixelStore store{call.soft, view.type, call.soft_channels_last};
-  with_rule(call.gamma, [&](auto tag) {
+  with_rule_and_classes(call.gamma, view.classes, [&](auto tag, auto classes) {
     using Body = LabelBody<typename decltype(tag)::type>;
+    using Classes = decltype(classes);
     const typename Body::Arguments arguments{label_rule(call.thresholds, call.gamma), call.hard};
-    with_classes(view.classes, [&](auto classes) {
-      using Classes = decltype(classes);
-      if (view.height == view.out_height && view.width == view.out_width) {
-        const OwnSizeWalk walk = plan_walk<Classes, Body>(view, nullptr, store, context);
-        walk_logits<Classes, Body>("soft_pseudo_labels", walk, view, nullptr, classes, arguments,
-                                   store, context);
-      } else {
-        const Tiling tiling = plan_upsampled<Classes, Body>(view, context);
-        walk_upsampled_logits<Classes, Body>("soft_pseudo_labels", tiling, view, nullptr, classes,
-                                             arguments, store, nullptr, context);
-      }
-    });
+    if (view.height == view.out_height && view.width == view.out_width) {
+      const OwnSizeWalk walk = plan_walk<Classes, Body>(view, nullptr, store, context);
+      walk_logits<Classes, Body>("soft_pseudo_labels", walk, view, nullptr, classes, arguments,
+                                 store, context);
+    } else {
+      const Tiling tiling = plan_upsampled<Classes, Body>(view, context);
+      walk_upsampled_logits<Classes, Body>("soft_pseudo_labels", tiling, view, nullptr, classes,
+                                           arguments, store, nullptr, context);
+    }
   });
 }
 

@@ -14,41 +14,56 @@ constexpr bool kUpsampledInRegisters =
 template <typename Classes, typename Body>
 size_t upsampled_bytes(const Tiling& tiling, int classes) {
   size_t bytes = Body::bytes(classes) + RowTable::bytes(tiling.band);
-  const bool tile = Body::kScratch || Body::kStores || !kUpsampledInRegisters<Body, Classes>;
+  const bool tile =
+      Body::kScratch || Body::kStores || Body::kGradient || !kUpsampledInRegisters<Body, Classes>;
   const int pixels = kUpsampledInRegisters<Body, Classes> ? kThreadsOf<Classes> : 32;
   bytes += shared_bytes<float>(PixelTile::count(tile ? pixels : 0, classes));
   if (kUpsampledInRegisters<Body, Classes>) {
-    bytes += static_cast<size_t>(Body::kInputs) * StagedRow::bytes(classes, tiling.columns);
+    bytes += StagedRow::bytes(classes, tiling.columns);
+    bytes += static_cast<size_t>(Body::kInputs) * RowPair::bytes(pixels, classes);
   } else if (Body::kInputs == 2 || Body::kOtherColumn) {
     bytes += shared_bytes<float>(PixelTile::count(pixels, classes));
   }
-  if (Body::kGradient) bytes += GradientTile::bytes(tiling, classes);
+  if (Body::kGradient) {
+    bytes += GradientTile::bytes(tiling);
+    if (!kUpsampledInRegisters<Body, Classes>) {
+      bytes += shared_bytes<float>(PixelTile::count(pixels, classes));
+    }
+  }
   return bytes;
 }
 
+// How many blocks a multiprocessor shall hold: what keeps the compiler from taking registers for
+// addresses that it could as well compute again.
 template <typename Classes, typename Body>
-__global__ void __launch_bounds__(kThreadsOf<Classes>)
+constexpr int kUpsampledBlocks =
+    kRegistersOf<Classes> > 20 ? (Body::kGradient ? 2 : 3) : (Body::kGradient ? 3 : 4);
+
+template <typename Classes, typename Body>
+__global__ void __launch_bounds__(kThreadsOf<Classes>, (kUpsampledBlocks<Classes, Body>))
     walk_upsampled(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
                    Classes classes, Tiling tiling, PixelStore store, float* gradient_parts) {
   constexpr int kCount = kRegistersOf<Classes>;
   constexpr bool kTwo = Body::kInputs == 2;
   SharedMemory memory;
-  const PixelTile tile(memory, Body::kScratch || Body::kStores ? kThreadsOf<Classes> : 0, classes);
+  constexpr int kThreads = kThreadsOf<Classes>;
+  constexpr bool kTile = Body::kScratch || Body::kStores || Body::kGradient;
+  const PixelTile tile(memory, kTile ? kThreads : 0, classes);
   Body body(arguments, classes, memory);
   const TilePlace place(tiling);
   const ColumnPlace column_place(tiling, place);
   const RowTable rows(tiling, place, memory);
   const StagedRow staged(tiling, classes, memory);
-  const StagedRow other_staged = kTwo ? StagedRow(tiling, classes, memory) : staged;
+  RowPair around(kThreads, classes, memory);
+  RowPair other_around = kTwo ? RowPair(kThreads, classes, memory) : around;
   const TileColumn scratch = tile.column(static_cast<int>(threadIdx.x));
 
-  RowPair<kCount> around, other_around;
   float near_sum[kCount], far_sum[kCount];
 #pragma unroll
   for (int k = 0; k < kCount; ++k) near_sum[k] = far_sum[k] = 0.0f;
   const GradientTile gradient = [&] {
     if constexpr (Body::kGradient) {
-      return GradientTile(gradient_parts, tiling, place, column_place, classes, memory);
+      return GradientTile(gradient_parts, tiling, place, column_place, classes, tile, memory);
     } else {
       return GradientTile();
     }
@@ -73,32 +88,28 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>)
       }
       around.advance(staged, source, tiling, place, column_place, held, first, classes);
       if constexpr (kTwo) {
-        other_around.advance(other_staged, other_source, tiling, place, column_place, held, first,
+        other_around.advance(staged, other_source, tiling, place, column_place, held, first,
                              classes);
       }
       held = first;
     }
     const float near_weight = rows.near_weight[i], far_weight = rows.far_weight[i];
     RegisterColumn<kCount> column, other;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      if (past_the_end(k, classes)) continue;
-      column.values[k] = interpolate(near_weight, around.near[k], far_weight, around.far[k]);
-      if constexpr (kTwo) {
-        other.values[k] =
-            interpolate(near_weight, other_around.near[k], far_weight, other_around.far[k]);
-      }
+    around.interpolate_to(column.values, near_weight, far_weight, classes);
+    if constexpr (kTwo) {
+      other_around.interpolate_to(other.values, near_weight, far_weight, classes);
     }
     const int64_t row = static_cast<int64_t>(place.y + i) * tiling.out_width + place.x;
     const int64_t plane = static_cast<int64_t>(tiling.out_height) * tiling.out_width;
     if (column_place.inside) {
       const int64_t pixel = place.image * plane + row + threadIdx.x;
-      const int results[1] = {body.solve(column, other, classes, scratch, pixel)};
+      const int results[1] = {
+          body.careful() ? body.template solve<true>(column, other, classes, scratch, pixel)
+                         : body.template solve<false>(column, other, classes, scratch, pixel)};
       body.results(results, pixel);
       if constexpr (Body::kGradient) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
-          if (past_the_end(k, classes)) continue;
           near_sum[k] = multiply_add(near_weight, column.values[k], near_sum[k]);
           if (two_rows) far_sum[k] = multiply_add(far_weight, column.values[k], far_sum[k]);
         }
@@ -175,7 +186,8 @@ __global__ void __launch_bounds__(32)
   TileColumn column = tile.column(thread), other = other_tile.column(thread);
   const GradientTile gradient = [&] {
     if constexpr (Body::kGradient) {
-      return GradientTile(gradient_parts, tiling, place, column_place, classes, memory);
+      return GradientTile(gradient_parts, tiling, place, column_place, classes,
+                          PixelTile(memory, 32, classes), memory);
     } else {
       return GradientTile();
     }
@@ -201,7 +213,9 @@ __global__ void __launch_bounds__(32)
                           other, classes);
       }
       const int64_t pixel = place.image * plane + row + thread;
-      const int results[1] = {body.solve(column, other, classes, column, pixel)};
+      const int results[1] = {
+          body.careful() ? body.template solve<true>(column, other, classes, column, pixel)
+                         : body.template solve<false>(column, other, classes, column, pixel)};
       body.results(results, pixel);
     }
     if constexpr (Body::kGradient) {
@@ -234,8 +248,7 @@ Tiling plan_upsampled(const LogitsView& view, const Context& context) {
   // Room for the staged rows and for where the gradient's columns begin; the rest is of one size.
   const bool registers = kUpsampledInRegisters<Body, Classes>;
   const size_t column_bytes =
-      (registers ? sizeof(float) * static_cast<size_t>(classes + 1) * Body::kInputs : 0) +
-      sizeof(int);
+      (registers ? sizeof(float) * static_cast<size_t>(classes + 1) : 0) + sizeof(int);
   return tiling_of(view, registers ? kThreadsOf<Classes> : 32, column_bytes, 16 << 10, context);
 }
 

@@ -2,10 +2,10 @@
 //
 // A block owns a tile of output pixels, a thread one column of it, and walks down the rows. Eight
 // output rows lie between the same two source rows, say: these are interpolated along the columns
-// once, into registers, and an output row is then one multiply-add of the two for each class. The
-// source row that comes next is staged in shared memory by all threads, each location's largest
-// logit taken off (no softmax sees it, and float32 then rounds differences between classes rather
-// than a common offset).
+// once, and an output row is then one multiply-add of the two for each class. The source row that
+// comes next is staged in shared memory by all threads, each location's largest logit taken off (no
+// softmax sees it, and float32 then rounds differences between classes rather than a common
+// offset).
 //
 // The gradient goes the same way back: each thread sums its column's gradient for the two source
 // rows in registers, and when the walk passes a source row, the sums go to shared memory and are
@@ -211,43 +211,66 @@ struct StagedRow {
   }
 
   // The row at this thread's output column.
-  template <int kCount, typename Classes>
-  CSCL_D void interpolate_to(float (&to)[kCount], const ColumnPlace& column,
-                             Classes classes) const {
+  CSCL_D void interpolate_to(const Shared<float>& to, int threads, const ColumnPlace& column,
+                             int classes) const {
     const float near_largest = largest[column.near], far_largest = largest[column.far];
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      if (past_the_end(k, classes)) continue;
-      to[k] = interpolate(column.near_weight, lines[k * columns + column.near] - near_largest,
-                          column.far_weight, lines[k * columns + column.far] - far_largest);
+    for (int k = 0; k < classes; ++k) {
+      to.set(k * threads + static_cast<int>(threadIdx.x),
+             interpolate(column.near_weight, lines[k * columns + column.near] - near_largest,
+                         column.far_weight, lines[k * columns + column.far] - far_largest));
     }
   }
 };
 
-// The two source rows around an output row, at this thread's column.
-template <int kCount>
+// The two source rows around an output row, at the threads' columns: [K, threads] each, in shared
+// memory. A thread looks at its own column only, two loads for a class of a pixel, which costs less
+// than the registers would: with them go the warps that hide each other's waiting.
 struct RowPair {
-  float near[kCount], far[kCount];
+  Shared<float> rows[2];
+  int threads;
+  int near;  // which of the two; the other is the far one
 
-  // From the rows `held` and after it to the rows `first` and after it.
+  static constexpr size_t bytes(int threads, int classes) {
+    return 2 * shared_bytes<float>(static_cast<size_t>(threads) * classes);
+  }
+  CSCL_D RowPair(int thread_count, int classes, SharedMemory& memory)
+      : threads(thread_count), near(0) {
+    rows[0] = memory.array<float>(thread_count * classes);
+    rows[1] = memory.array<float>(thread_count * classes);
+  }
+
+  // From the rows `held` and after it to the rows `first` and after it; by all threads.
   template <typename Classes>
   CSCL_D void advance(const StagedRow& staged, const PixelSource& source, const Tiling& tiling,
                       const TilePlace& place, const ColumnPlace& column, int held, int first,
                       Classes classes) {
     if (held >= 0 && first == held + 1) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) near[k] = far[k];
+      near = 1 - near;
     } else {
       staged.load(source, place, first);
-      staged.interpolate_to(near, column, classes);
+      staged.interpolate_to(row(near), threads, column, classes);
     }
     const int second = line_after(first, tiling.height, tiling.out_height);
-    if (second == first) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) far[k] = near[k];
-    } else {
+    if (second != first || held < 0 || first != held + 1) {
       staged.load(source, place, second);
-      staged.interpolate_to(far, column, classes);
+      staged.interpolate_to(row(1 - near), threads, column, classes);
+    }
+  }
+
+  CSCL_D Shared<float> row(int which) const { return which == 0 ? rows[0] : rows[1]; }
+
+  // The logits of an output row at this thread's column.
+  template <int kCount, typename Classes>
+  CSCL_D void interpolate_to(float (&to)[kCount], float near_weight, float far_weight,
+                             Classes classes) const {
+    const Shared<float> near_row = row(near), far_row = row(1 - near);
+    int i = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      to[k] = past_the_end(k, classes)
+                  ? kPaddingLogit
+                  : interpolate(near_weight, near_row[i], far_weight, far_row[i]);
+      i += threads;
     }
   }
 };

@@ -1,0 +1,152 @@
+// Self-training loss of logits [B, K, h, w] at H x W, the second term of Eq. 7: the mean over the
+// kept pixels of their cross-entropy with soft pseudo-labels, which the same walk solves, and its
+// gradient [B, K, h, w].
+//
+// Bytes that must move at another size: next to none, the logits are small and stay in the cache.
+// Arithmetic is the limit: about 25 instructions for a class of a pixel, 8 more for the gradient;
+// a second exponential and a second set of logits where another network gives the labels. At the
+// logits' own size 4 K bytes a pixel and network are read, for the gradient once more, and 4 K
+// written.
+#include "core/pseudo_label_loss.h"
+#include "cuda/label_rule.h"
+#include "cuda/loss_body.h"
+
+namespace cscl::cuda {
+namespace {
+
+struct SelfTrainingArguments {
+  LabelRule rule;
+  LossArguments loss;
+};
+
+// Takes the e_k that nobody will look at.
+struct Nothing {
+  CSCL_D void set(int, float) const {}
+};
+
+template <typename Rule, bool kOther, LossKind kKind>
+struct SelfTrainingBody {
+  using Arguments = SelfTrainingArguments;
+  static constexpr int kInputs = kOther ? 2 : 1;
+  static constexpr bool kStores = kKind == LossKind::gradient, kScratch = true, kOtherColumn = true,
+                        kGradient = kKind == LossKind::value_and_gradient;
+  static constexpr size_t bytes(int classes) {
+    return LabelPlan::bytes(classes) + LossState<kKind>::bytes();
+  }
+
+  LabelPlan plan;
+  LossState<kKind> state;
+
+  CSCL_D SelfTrainingBody(const Arguments& arguments, int classes, SharedMemory& memory)
+      : plan(arguments.rule, classes, memory), state(arguments.loss, memory) {}
+
+  CSCL_D bool careful() const { return plan.careful; }
+  template <bool kCareful, typename Column, typename Classes>
+  CSCL_D int solve(Column& column, Column& other, Classes classes, const TileColumn& scratch,
+                   int64_t /*pixel*/) {
+    if constexpr (!kOther && !kCareful) {  // ŷ in `column`, the e_k in `other`
+      PixelLoss<float> loss;
+      if constexpr (kKind == LossKind::value) {
+        Nothing nothing;
+        loss = solve_own_label_loss<float>(column, nothing, classes, Rule{plan}, true);
+      } else {
+        loss = solve_own_label_loss<float>(column, other, classes, Rule{plan}, true);
+      }
+      state.add(loss);
+      leave_gradient(column, other, column, loss, classes);
+      return 0;
+    } else {
+      // ŷ in `other`, the e_k in `column`
+      const int end = loop_end(classes);
+      if (!kOther) {
+        CSCL_UNROLL(32)
+        for (int k = 0; k < end; ++k) other.set(k, column.get(k));
+      }
+      const bool kept =
+          solve_label<Rule, kCareful>(other, classes, plan, scratch_of(other, scratch)).kept;
+      const PixelLoss<float> loss = solve_given_label_loss<float>(column, other, classes, kept);
+      state.add(loss);
+      leave_gradient(column, column, other, loss, classes);
+      return 0;
+    }
+  }
+  template <int kCount>
+  CSCL_D void results(const int (&)[kCount], int64_t) const {}
+  CSCL_D void finish() const { state.finish(); }
+
+ private:
+  // Where a label may be solved carefully: a column in shared memory is its own place.
+  CSCL_D static TileColumn scratch_of(const TileColumn& column, const TileColumn&) {
+    return column;
+  }
+  template <int kCount>
+  CSCL_D static TileColumn scratch_of(const RegisterColumn<kCount>&, const TileColumn& scratch) {
+    return scratch;
+  }
+
+  template <typename Column, typename Classes>
+  CSCL_D void leave_gradient(Column& to, const Column& shares, const Column& soft,
+                             const PixelLoss<float>& loss, Classes classes) const {
+    if (kKind == LossKind::value) return;
+    const float scale = loss.scale * state.scale;
+    const int end = loop_end(classes);
+    CSCL_UNROLL(32)
+    for (int k = 0; k < end; ++k) {
+      to.set(k, loss.counted ? shares.get(k) * scale - soft.get(k) * state.scale : 0.0f);
+    }
+  }
+};
+
+auto arguments_of(const PseudoLabelLossCall& call) {
+  return [&call](const LossArguments& loss) {
+    return SelfTrainingArguments{label_rule(call.thresholds, call.gamma), loss};
+  };
+}
+
+template <typename Rule>
+struct OwnLabels {
+  template <LossKind kKind>
+  using Body = SelfTrainingBody<Rule, false, kKind>;
+};
+template <typename Rule>
+struct GivenLabels {
+  template <LossKind kKind>
+  using Body = SelfTrainingBody<Rule, true, kKind>;
+};
+
+// Calls action(Labels, classes, other logits) for the kernels of a call.
+template <typename Action>
+void with_kernels(const PseudoLabelLossCall& call, const Action& action) {
+  const bool given = call.label_logits.data != nullptr;
+  with_rule_and_classes(call.gamma, call.logits.classes, [&](auto tag, auto classes) {
+    using Rule = typename decltype(tag)::type;
+    if (given) {
+      action(GivenLabels<Rule>{}, classes, &call.label_logits);
+    } else {
+      action(OwnLabels<Rule>{}, classes, static_cast<const LogitsView*>(nullptr));
+    }
+  });
+}
+
+}  // namespace
+
+void pseudo_label_loss(const PseudoLabelLossCall& call, const LossResult& result,
+                       const Context& context) {
+  const DeviceScope scope(context);
+  with_kernels(call, [&](auto labels, auto classes, const LogitsView* other) {
+    run_loss<decltype(classes), decltype(labels)::template Body>(
+        "pseudo_label_loss", call.logits, other, classes, result, arguments_of(call), context);
+  });
+}
+
+void pseudo_label_loss_gradient(const PseudoLabelLossCall& call, const OwnSizeGradient& result,
+                                const Context& context) {
+  const DeviceScope scope(context);
+  with_kernels(call, [&](auto labels, auto classes, const LogitsView* other) {
+    run_gradient<decltype(classes), decltype(labels)::template Body>(
+        "pseudo_label_loss_gradient", call.logits, other, classes, result, arguments_of(call),
+        context);
+  });
+}
+
+}  // namespace cscl::cuda

@@ -2,6 +2,8 @@
 //
 // Nothing is checked here: cscl_fast/backends/cpu/*.py hands over tensors that cscl_fast/ops has
 // checked. The interpreter lock is released while a kernel runs.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -22,22 +24,6 @@ namespace py = pybind11;
 using namespace cscl::cpu;
 
 namespace {
-
-// (B, K, h, w) and (batch, class, row, column) as they come from a tensor's shape and strides.
-using Four = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-
-LogitsView logits_view(uintptr_t data, int type, const Four& shape, const Four& strides,
-                       int64_t out_height, int64_t out_width, bool align_corners) {
-  LogitsView view;
-  view.data = reinterpret_cast<const void*>(data);
-  view.type = static_cast<DataType>(type);
-  std::tie(view.batch, view.classes, view.height, view.width) = shape;
-  std::tie(view.stride_batch, view.stride_class, view.stride_row, view.stride_column) = strides;
-  view.out_height = out_height;
-  view.out_width = out_width;
-  view.align_corners = align_corners;
-  return view;
-}
 
 // Calls a kernel; Python sees a MemoryError when it has no room for its scratch.
 template <typename Kernel>
@@ -172,12 +158,6 @@ void bind_thresholds_of_histogram(uintptr_t histogram, uintptr_t other, int clas
   thresholds_of_histogram(scan, threads);
 }
 
-// Features and their labels as a tuple: features (data, type, shape, strides), labels (data, type,
-// number of classes, strides; type < 0: hard ones, the class stride means nothing), and where the
-// class and the weight of each location go.
-using Labelled =
-    std::tuple<uintptr_t, int, Four, Four, uintptr_t, int, int64_t, Four, uintptr_t, uintptr_t>;
-
 LabelledFeatures labelled_features(const Labelled& side, bool* in_range) {
   const auto& [features, type, shape, strides, labels, labels_type, classes, labels_strides, row,
                weight] = side;
@@ -277,6 +257,10 @@ py::dict build_info() {
 
 }  // namespace
 
+#if defined(CSCL_HAVE_CUDA)
+void bind_cuda(py::module_& module);  // bindings_cuda.cpp
+#endif
+
 PYBIND11_MODULE(_cscl_fast, module) {
   module.doc() = "The compiled kernels of cscl_fast.";
   module.def("build_info", &build_info);
@@ -316,4 +300,8 @@ PYBIND11_MODULE(_cscl_fast, module) {
              py::call_guard<py::gil_scoped_release>());
   module.def("symmetric_soft_divergence", &bind_symmetric_soft_divergence,
              py::call_guard<py::gil_scoped_release>());
+#if defined(CSCL_HAVE_CUDA)
+  py::module_ cuda = module.def_submodule("cuda", "The CUDA kernels.");
+  bind_cuda(cuda);
+#endif
 }

@@ -1,5 +1,8 @@
 """Which backend runs an operator: `reference`, `cpu`, `cuda`, `triton`, or the best (`auto`).
 
+A build for tests (CSCL_FAST_CUDA_ON_CPU=1) has one more, `cuda_on_cpu`: the CUDA kernels, run on
+the CPU by the simulation in tests/cuda_on_cpu.
+
 `select` is called by every operator, inside torch.compile as well, so it reads module-level
 variables and nothing else; whatever takes time or may fail is done when this module is imported.
 """
@@ -7,6 +10,8 @@ variables and nothing else; whatever takes time or may fail is done when this mo
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
 import os
 import warnings
 from types import ModuleType, TracebackType
@@ -16,7 +21,7 @@ from torch import Tensor
 
 from cscl_fast import _library
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
+BACKENDS: tuple[str, ...] = ("reference", "cpu", "cuda", "triton")
 
 # The operators of cscl_fast.ops, by the names that `select` is called with.
 OPERATORS = (
@@ -30,29 +35,97 @@ OPERATORS = (
 )
 
 _ENVIRONMENT = "CSCL_FAST_BACKEND"
-_CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _library_state = _library.load()
+_cuda_module = getattr(_library_state.module, "cuda", None)
+
+# The CUDA kernels of this build run on the CPU: a test build.
+EMULATES_CUDA = _cuda_module is not None and bool(_cuda_module.on_cpu)
+# Triton's interpreter runs its kernels on the CPU.
+INTERPRETS_TRITON = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _why_no_cuda() -> str | None:
+    if _library_state.problem is not None:
+        return _library_state.problem
+    if _cuda_module is None or EMULATES_CUDA:
+        assert _library_state.module is not None
+        status = _library_state.module.build_info()["cuda"]
+        return (
+            f"the kernel library was built without them; CUDA was {status}. Reinstall with nvcc on "
+            "PATH (CSCL_FAST_CUDA=1 insists), or use triton. Use auto, cpu or reference otherwise."
+        )
+    return _why_no_gpu()
+
+
+def _why_no_gpu() -> str | None:
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return (
+            f"this PyTorch ({torch.__version__}) was built without CUDA. Install one for CUDA, or "
+            "Use auto, cpu or reference."
+        )
+    return (
+        "PyTorch finds no GPU here (torch.cuda.is_available() is False): no NVIDIA GPU, no driver, "
+        f"or one too old for CUDA {torch.version.cuda}. Use auto, cpu or reference."
+    )
+
+
+def _why_no_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed. Use auto, cpu or reference."
+    return None if INTERPRETS_TRITON else _why_no_gpu()
+
 
 # Why each backend cannot be used; a backend that can is not listed.
-_missing: dict[str, str] = {}
-if _library_state.problem is not None:
-    _missing["cpu"] = _library_state.problem
-_missing["cuda"] = "this version has no CUDA kernels yet. Use auto, cpu or reference."
-_missing["triton"] = "this version has no Triton kernels yet. Use auto, cpu or reference."
+_missing: dict[str, str] = {
+    name: why
+    for name, why in (
+        ("cpu", _library_state.problem),
+        ("cuda", _why_no_cuda()),
+        ("triton", _why_no_triton()),
+    )
+    if why is not None
+}
+if EMULATES_CUDA and "cpu" not in _missing:
+    BACKENDS = (*BACKENDS, "cuda_on_cpu")
 
 # For each compiled backend the operators it has a kernel for; the reference completes the rest.
 _kernels: dict[str, tuple[str, ...]] = {
     "cpu": tuple(_library_state.module.cpu_operators) if _library_state.module else (),
-    "cuda": (),
-    "triton": (),
+    "cuda": tuple(_cuda_module.operators) if _cuda_module is not None else (),
+    "cuda_on_cpu": tuple(_cuda_module.operators) if EMULATES_CUDA else (),
+    "triton": () if "triton" in _missing else OPERATORS,
 }
 
-# The processor's own kernels are used by `auto`, and only if nothing is wrong with them.
-_cpu_operators = _kernels["cpu"] if "cpu" not in _missing else ()
+# Where each backend's tensors live.
+_DEVICES = {
+    "cpu": "cpu",
+    "cuda": "cuda",
+    "cuda_on_cpu": "cpu",
+    "triton": "cpu" if INTERPRETS_TRITON else "cuda",
+}
+# What `auto` takes for tensors on a device, the best first, where nothing is wrong with it.
+_PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
 # A library that is there but does not fit is an error, never a silent fall back to slow code.
 _broken = _library_state.problem if _library_state.built else None
 _warned = False
+
+
+def implementations(name: str) -> dict[str, ModuleType]:
+    """The modules of this name of the backends that can be used, for the operators to call.
+
+    The compiled backends share one: PyTorch's dispatcher chooses by the tensors' device.
+    """
+    compiled = importlib.import_module(f"cscl_fast.backends.cpu.{name}")
+    importlib.import_module(f"cscl_fast.backends.cuda.{name}")
+    found = dict.fromkeys(("cpu", "cuda", "cuda_on_cpu"), compiled)
+    if "triton" not in _missing:
+        found["triton"] = importlib.import_module(f"cscl_fast.backends.triton.{name}")
+    return found
 
 
 def why_unavailable(name: str) -> str | None:
@@ -92,6 +165,12 @@ def library() -> ModuleType:
     if _library_state.module is None or _library_state.problem is not None:
         raise RuntimeError(str(_library_state.problem))
     return _library_state.module
+
+
+def cuda_library() -> ModuleType:
+    """The compiled CUDA kernels, for the backend that calls them."""
+    found: ModuleType = library().cuda
+    return found
 
 
 def release_memory() -> None:
@@ -166,21 +245,25 @@ def select(operator: str, tensor: Tensor, argument: str = "logits") -> str:
         return "reference"
     if _broken is not None:
         raise RuntimeError(_broken)
-    if _choice == "cpu":
-        if tensor.device.type != "cpu":
+    device = tensor.device.type
+    if _choice != "auto":
+        if device != _DEVICES[_choice]:
+            needed = "the CPU" if _DEVICES[_choice] == "cpu" else "a GPU"
             raise ValueError(
-                f"{argument} is on {tensor.device}; the backend 'cpu' needs it on the CPU, or "
-                "choose use_backend('auto')"
+                f"{argument} is on {tensor.device}; the backend {_choice!r} needs it on {needed}, "
+                "or choose use_backend('auto')"
             )
-        if tensor.dtype not in _CPU_DTYPES:
+        if tensor.dtype not in _DTYPES:
             raise TypeError(
-                f"{argument} is {tensor.dtype}; the backend 'cpu' needs float32, float16 or "
+                f"{argument} is {tensor.dtype}; the backend {_choice!r} needs float32, float16 or "
                 "bfloat16, or choose use_backend('reference')"
             )
-    if tensor.device.type == "cpu" and tensor.dtype in _CPU_DTYPES:
-        if operator in _cpu_operators:
-            return "cpu"
-        if _library_state.module is None and not torch.compiler.is_compiling():
+        return _choice if operator in _kernels[_choice] else "reference"
+    if device in _PREFERRED and tensor.dtype in _DTYPES:
+        for name in _PREFERRED[device]:
+            if name not in _missing and operator in _kernels[name]:
+                return name
+        if device == "cpu" and _library_state.module is None and not torch.compiler.is_compiling():
             _warn_once()
     return "reference"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import class_centroid as cpu
+from cscl_fast.backends.cpu.class_centroid import takes
 from cscl_fast.backends.reference import class_centroid as reference
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("class_centroid")
 
 
 def class_centroids(
@@ -34,9 +36,11 @@ def class_centroids(
     """
     checks.check_num_classes(num_classes)
     checks.check_features(features)
-    compiled = backends.select("class_centroids", features, "features") == "cpu"
-    compiled = compiled and cpu.takes(labels)
-    checks.check_labels_of_features(labels, features, num_classes, values=not compiled)
-    if compiled:
-        return cpu.class_centroids(features, labels, num_classes)
+    backend = backends.select("class_centroids", features, "features")
+    if not takes(labels):
+        backend = "reference"
+    checks.check_labels_of_features(labels, features, num_classes, values=backend != "cpu")
+    if backend in _KERNELS:
+        centroids, mass = _KERNELS[backend].class_centroids(features, labels, num_classes)
+        return centroids, mass
     return reference.class_centroids(features, labels, num_classes)

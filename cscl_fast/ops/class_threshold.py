@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import class_threshold as cpu
 from cscl_fast.backends.reference import class_threshold as reference
 from cscl_fast.backends.reference.upsample import evaluation_size
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("class_threshold")
 
 # Up to so many pixels are kept as they are, 256 KiB, before a histogram is worth its memory.
 _KEPT_PIXELS = 1 << 16
@@ -89,7 +90,9 @@ class ClassThresholds:
                 # A tensor of inference mode could not be counted into outside of it.
                 with torch.inference_mode(False):
                     if self._device.type == "cpu" and "cpu" in backends.available():
-                        self._histogram = cpu.new_histogram(self.num_classes)
+                        self._histogram = _KERNELS["cpu"].new_histogram(
+                            self.num_classes, self._device
+                        )
                     else:
                         self._histogram = torch.zeros(shape, dtype=torch.int64, device=self._device)
             end = self._histogram.numel()
@@ -100,11 +103,11 @@ class ClassThresholds:
             self._keys, self._kept = [], 0
         return self._histogram
 
-    def _kernels(self) -> bool:
-        """Whether the compiled kernels read the counts."""
-        if self._device.type != "cpu":
-            return False
-        return backends.select("class_thresholds", torch.empty(0, device="cpu")) == "cpu"
+    def _backend(self) -> str:
+        """Who reads the counts."""
+        if self._device.type not in ("cpu", "cuda"):
+            return "reference"
+        return backends.select("class_thresholds", torch.empty(0, device=self._device), "counts")
 
     def update(
         self,
@@ -134,17 +137,18 @@ class ClassThresholds:
                     "or leave out device= for counts that follow the logits"
                 )
             self._move(logits.device)
-        if backends.select("class_thresholds", logits) != "cpu":
+        backend = backends.select("class_thresholds", logits)
+        if backend not in _KERNELS:
             reference.accumulate(self._counted(), logits, size, align_corners)
             return
         area = evaluation_size(logits, size)
-        if self._histogram is None and not torch.compiler.is_compiling():
+        if backend == "cpu" and self._histogram is None and not torch.compiler.is_compiling():
             kept = self._kept + logits.shape[0] * area[0] * area[1]
             if kept <= _KEPT_PIXELS and type(logits) in (Tensor, torch.nn.Parameter):
-                self._keys.append(cpu.keys(logits, area, align_corners))
+                self._keys.append(_KERNELS["cpu"].keys(logits, area, align_corners))
                 self._kept = kept
                 return
-        cpu.update(self._counted(), logits, area, align_corners)
+        _KERNELS[backend].update(self._counted(), logits, area, align_corners)
 
     def compute(
         self,
@@ -170,11 +174,18 @@ class ClassThresholds:
         return thresholds if isinstance(portion, (list, tuple)) else thresholds[0]
 
     def _thresholds(self, portions: list[float], other: ClassThresholds | None) -> Tensor:  # [P, K]
-        if self._kernels():
-            if other is None and self._histogram is None and not torch.compiler.is_compiling():
-                return cpu.thresholds_of_keys(self._all_keys(), self.num_classes, portions)
+        backend = self._backend()
+        if backend in _KERNELS:
+            found: Tensor
+            keys_only = other is None and self._histogram is None
+            if backend == "cpu" and keys_only and not torch.compiler.is_compiling():
+                found = _KERNELS["cpu"].thresholds_of_keys(
+                    self._all_keys(), self.num_classes, portions
+                )
+                return found
             added = None if other is None else other._counted().to(self._device)
-            return cpu.thresholds_of_histogram(self._counted(), portions, added)
+            found = _KERNELS[backend].thresholds_of_histogram(self._counted(), portions, added)
+            return found
         counted = self._counted()
         if other is not None:
             counted = counted + other._counted().to(self._device)
@@ -280,7 +291,9 @@ def class_thresholds(
     checks.check_logits(logits)
     checks.check_portion(portion)
     size = checks.check_size(size, logits, align_corners)
-    if backends.select("class_thresholds", logits) == "cpu":
+    kernels = _KERNELS.get(backends.select("class_thresholds", logits))
+    if kernels is not None:
         area = evaluation_size(logits, size)
-        return cpu.class_thresholds(logits, float(portion), area, align_corners)
+        thresholds: Tensor = kernels.class_thresholds(logits, float(portion), area, align_corners)
+        return thresholds
     return reference.class_thresholds(logits, portion, size, align_corners)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import pseudo_label_loss as cpu
 from cscl_fast.backends.cpu.registration import DTYPE_CODES
 from cscl_fast.backends.reference import pseudo_label_loss as reference
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("pseudo_label_loss")
 
 
 def pseudo_label_loss(
@@ -51,6 +52,10 @@ def pseudo_label_loss(
         checks.check_same_shape("label_logits", label_logits, "logits", logits)
         checks.check_same_device("label_logits", label_logits, "logits", logits)
     labelled_here = label_logits is None or label_logits.dtype in DTYPE_CODES
-    if backends.select("pseudo_label_loss", logits) == "cpu" and labelled_here:
-        return cpu.pseudo_label_loss(logits, thresholds, gamma, label_logits, size, align_corners)
+    kernels = _KERNELS.get(backends.select("pseudo_label_loss", logits))
+    if kernels is not None and labelled_here:
+        loss: Tensor = kernels.pseudo_label_loss(
+            logits, thresholds, gamma, label_logits, size, align_corners
+        )
+        return loss
     return reference.pseudo_label_loss(logits, thresholds, gamma, label_logits, size, align_corners)

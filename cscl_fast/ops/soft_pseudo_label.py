@@ -7,9 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import soft_pseudo_label as cpu
 from cscl_fast.backends.reference import soft_pseudo_label as reference
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("soft_pseudo_label")
 
 
 class SoftPseudoLabels(NamedTuple):
@@ -53,10 +54,11 @@ def soft_pseudo_labels(
     checks.check_gamma(gamma)
     size = checks.check_size(size, logits, align_corners)
     thresholds = checks.check_thresholds(thresholds, logits)
-    if backends.select("soft_pseudo_labels", logits) == "cpu":
+    kernels = _KERNELS.get(backends.select("soft_pseudo_labels", logits))
+    if kernels is not None:
         height, width = logits.shape[2:] if size is None else size
         return SoftPseudoLabels(
-            *cpu.soft_pseudo_labels(logits, thresholds, gamma, height, width, align_corners)
+            *kernels.soft_pseudo_labels(logits, thresholds, gamma, height, width, align_corners)
         )
     return SoftPseudoLabels(
         *reference.soft_pseudo_labels(logits, thresholds, gamma, size, align_corners)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import class_centroid
-from cscl_fast.backends.cpu import symmetric_soft_divergence as cpu
+from cscl_fast.backends.cpu.class_centroid import takes
 from cscl_fast.backends.reference import symmetric_soft_divergence as reference
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("symmetric_soft_divergence")
 
 
 def _number_of_classes(num_classes: int | None, *labels: Any) -> int:
@@ -69,22 +70,23 @@ def symmetric_soft_divergence(
             f"{list(target_features.shape)} must have the same number of channels"
         )
     checks.check_same_device("target_features", target_features, "source_features", source_features)
-    compiled = (
-        backends.select("symmetric_soft_divergence", source_features, "source_features") == "cpu"
-        and target_features.dtype != torch.float64
-        and class_centroid.takes(source_labels)
-        and class_centroid.takes(target_soft_labels)
-    )
+    backend = backends.select("symmetric_soft_divergence", source_features, "source_features")
+    if not (
+        target_features.dtype != torch.float64
+        and takes(source_labels)
+        and takes(target_soft_labels)
+    ):
+        backend = "reference"
     sides = (
         (source_labels, source_features, "source_labels", "source_features"),
         (target_soft_labels, target_features, "target_soft_labels", "target_features"),
     )
     for labels, features, name, features_name in sides:
         checks.check_labels_of_features(
-            labels, features, num_classes, name, features_name, values=not compiled
+            labels, features, num_classes, name, features_name, values=backend != "cpu"
         )
-    if compiled:
-        return cpu.symmetric_soft_divergence(
+    if backend in _KERNELS:
+        loss: Tensor = _KERNELS[backend].symmetric_soft_divergence(
             source_features,
             source_labels,
             target_features,
@@ -93,6 +95,7 @@ def symmetric_soft_divergence(
             normalise,
             eps,
         )
+        return loss
     return reference.symmetric_soft_divergence(
         source_features,
         source_labels,

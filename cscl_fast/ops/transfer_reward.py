@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import transfer_reward as cpu
 from cscl_fast.backends.reference import transfer_reward as reference
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("transfer_reward")
 
 
 def transfer_reward(
@@ -38,11 +39,13 @@ def transfer_reward(
     checks.check_logits(plain_logits, "plain_logits")
     checks.check_same_shape("plain_logits", plain_logits, "gated_logits", gated_logits)
     checks.check_same_device("plain_logits", plain_logits, "gated_logits", gated_logits)
-    on_cpu = backends.select("transfer_reward", gated_logits, "gated_logits") == "cpu"
-    on_cpu = on_cpu and plain_logits.dtype != torch.float64
+    backend = backends.select("transfer_reward", gated_logits, "gated_logits")
+    if plain_logits.dtype == torch.float64:
+        backend = "reference"
     checks.check_label_map(
-        labels, gated_logits.shape[1], gated_logits, "gated_logits", values=not on_cpu
+        labels, gated_logits.shape[1], gated_logits, "gated_logits", values=backend != "cpu"
     )
-    if on_cpu:
-        return cpu.transfer_reward(gated_logits, plain_logits, labels)
+    if backend in _KERNELS:
+        reward, valid = _KERNELS[backend].transfer_reward(gated_logits, plain_logits, labels)
+        return reward, valid
     return reference.transfer_reward(gated_logits, plain_logits, labels)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from cscl_fast import backends
-from cscl_fast.backends.cpu import upsampled_cross_entropy as cpu
 from cscl_fast.backends.reference import upsampled_cross_entropy as reference
 from cscl_fast.ops import checks
+
+_KERNELS = backends.implementations("upsampled_cross_entropy")
 
 
 def upsampled_cross_entropy(
@@ -36,10 +37,13 @@ def upsampled_cross_entropy(
             class nor `ignore_index`.
     """
     checks.check_logits(logits)
-    compiled = backends.select("upsampled_cross_entropy", logits) == "cpu"
+    backend = backends.select("upsampled_cross_entropy", logits)
     checks.check_full_size_labels(
-        labels, logits, ignore_index, align_corners, values=not compiled
-    )  # the kernel reads the labels anyway and looks itself
-    if compiled:
-        return cpu.upsampled_cross_entropy(logits, labels, int(ignore_index), align_corners)
+        labels, logits, ignore_index, align_corners, values=backend != "cpu"
+    )  # the CPU's kernel reads the labels anyway and looks itself
+    if backend in _KERNELS:
+        loss: Tensor = _KERNELS[backend].upsampled_cross_entropy(
+            logits, labels, int(ignore_index), align_corners
+        )
+        return loss
     return reference.upsampled_cross_entropy(logits, labels, ignore_index, align_corners)

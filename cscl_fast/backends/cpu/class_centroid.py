@@ -16,7 +16,7 @@ from cscl_fast import backends
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from . import memory
-from .registration import DTYPE_CODES, LIBRARY
+from .registration import DTYPE_CODES, LIBRARY, implement
 from .second_derivative import refuse_second_derivative
 
 LIBRARY.define(
@@ -178,8 +178,8 @@ def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None
     return refuse_second_derivative(found, gradient, "class_centroids"), None, None
 
 
-LIBRARY.impl("class_centroids", _compute, "CPU")
-LIBRARY.impl("class_centroids_backward", _compute_backward, "CPU")
+implement("class_centroids", "cpu", _compute)
+implement("class_centroids_backward", "cpu", _compute_backward)
 LIBRARY.impl("class_centroids_backward", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_autograd(
     "cscl_fast::class_centroids", _backward, setup_context=_setup_context, lib=LIBRARY

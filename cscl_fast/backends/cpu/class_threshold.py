@@ -16,7 +16,7 @@ from cscl_fast import backends
 from cscl_fast.backends.reference.class_threshold import BINS
 
 from . import memory
-from .registration import DTYPE_CODES, LIBRARY
+from .registration import DTYPE_CODES, LIBRARY, implement
 
 LIBRARY.define(
     "class_threshold_update(Tensor(a!) histogram, Tensor logits, SymInt height, SymInt width,"
@@ -108,13 +108,15 @@ for _name, _compute in (
     ("thresholds_of_histogram", _of_histogram),
     ("class_thresholds", _exact),
 ):
-    LIBRARY.impl(_name, _compute, "CPU")
+    implement(_name, "cpu", _compute)
     # Thresholds are constants: no gradient flows, so there is nothing for autograd to record.
     LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
-def new_histogram(classes: int) -> Tensor:  # [K, BINS] int64, zeros
-    """In memory that an earlier histogram may have left."""
+def new_histogram(classes: int, device: torch.device) -> Tensor:  # [K, BINS] int64, zeros
+    """On the CPU in memory that an earlier histogram may have left."""
+    if device.type != "cpu":
+        return torch.zeros((classes, BINS), dtype=torch.int64, device=device)
     return memory.empty((classes, BINS), torch.int64).zero_()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from . import memory
-from .registration import LIBRARY, plain
+from .registration import LIBRARY, kernel_for, place_of, plain
 from .second_derivative import refuse_second_derivative
 
 # The gradient lies as the logits do.
@@ -30,16 +30,24 @@ _SMALL = 1 << 20
 
 def recorded_forward(logits: Tensor, size: tuple[int, int]) -> bool:
     """Whether the forward walk finds the gradient, for an evaluation at `size` (H, W)."""
-    return size != (logits.shape[2], logits.shape[3]) or logits.numel() <= _SMALL
+    if size != (logits.shape[2], logits.shape[3]):
+        return True
+    # A GPU's second walk is as cheap as keeping a gradient is.
+    return place_of(logits) == "cpu" and logits.numel() <= _SMALL
 
 
-def fake_gradient(logits: Tensor, wanted: bool) -> Tensor:
+def second_walk_dtype(logits: Tensor) -> torch.dtype:
+    """What the second walk writes: on a GPU at once what the caller wants."""
+    return torch.float32 if place_of(logits) == "cpu" else logits.dtype
+
+
+def fake_gradient(logits: Tensor, wanted: bool, dtype: torch.dtype = torch.float32) -> Tensor:
     """What `empty_gradient` makes, for tracing."""
     if not wanted:
-        return logits.new_empty((0,), dtype=torch.float32)
+        return logits.new_empty((0,), dtype=dtype)
     return torch.empty(
         logits.shape,
-        dtype=torch.float32,
+        dtype=dtype,
         device=logits.device,
         memory_format=gradient_format(logits),
     )
@@ -61,13 +69,13 @@ class LossOperator:
     """A loss as autograd sees it. `inputs` are those of the operator, the logits first."""
 
     name: str
-    compute: Callable[..., tuple[Tensor, Tensor, Tensor]]  # the kernel, by the operator's inputs
     walk_again: Callable[..., Tensor]  # (scale, *inputs) → gradient of the sum, times the scale
     size: Callable[..., tuple[int, int]]  # (H, W) of the evaluation, by the operator's inputs
 
     def below_autograd(self, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         if plain(inputs[0]):
-            return self.compute(*inputs)
+            found: tuple[Tensor, Tensor, Tensor] = kernel_for(self.name, inputs[0])(*inputs)
+            return found
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.cscl_fast, self.name)(*inputs)
 
@@ -87,8 +95,7 @@ class LossOperator:
 
 
 def register(operator: LossOperator) -> None:
-    """The kernel and its gradient, for an operator that has been defined."""
-    LIBRARY.impl(operator.name, operator.compute, "CPU")
+    """The gradient, for an operator that has been defined."""
     LIBRARY.impl(operator.name, operator.with_autograd, "Autograd")
 
 

@@ -21,8 +21,9 @@ from .loss import (
     gradient_format,
     recorded_forward,
     register,
+    second_walk_dtype,
 )
-from .registration import DTYPE_CODES, LIBRARY
+from .registration import DTYPE_CODES, LIBRARY, implement
 
 LIBRARY.define(
     "pseudo_label_loss(Tensor logits, Tensor? label_logits, Tensor thresholds, float gamma,"
@@ -116,7 +117,7 @@ def _compute(
 def _fake_backward(
     scale: Tensor, logits: Tensor, label_logits: Tensor | None, thresholds: Tensor, gamma: float
 ) -> Tensor:
-    return fake_gradient(logits, True)
+    return fake_gradient(logits, True, second_walk_dtype(logits))
 
 
 def _compute_backward(
@@ -131,7 +132,7 @@ def _compute_backward(
     return gradient
 
 
-LIBRARY.impl("pseudo_label_loss_backward", _compute_backward, "CPU")
+implement("pseudo_label_loss_backward", "cpu", _compute_backward)
 LIBRARY.impl("pseudo_label_loss_backward", torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -152,7 +153,8 @@ def _size(*inputs: Any) -> tuple[int, int]:
     return inputs[4], inputs[5]
 
 
-_operator = LossOperator("pseudo_label_loss", _compute, _walk_again, _size)
+implement("pseudo_label_loss", "cpu", _compute)
+_operator = LossOperator("pseudo_label_loss", _walk_again, _size)
 register(_operator)
 
 

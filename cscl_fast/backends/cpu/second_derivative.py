@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .registration import place_of
+
 
 class _Refuse(torch.autograd.Function):
     """The gradient unchanged; an error for whoever differentiates it."""
@@ -18,11 +20,12 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.operator = inputs[2]
+        ctx.backend = place_of(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise RuntimeError(
-            f"{ctx.operator} has no second derivative on the backend 'cpu'; "
+            f"{ctx.operator} has no second derivative on the backend {ctx.backend!r}; "
             "use_backend('reference') has one"
         )
 

@@ -1,7 +1,7 @@
-"""Soft pseudo-labels, Eq. 8-10, by the compiled kernel.
+"""Soft pseudo-labels, Eq. 8-10, by the compiled kernels.
 
 The operator is `torch.ops.cscl_fast.soft_pseudo_labels`, computed by
-csrc/cpu/soft_pseudo_label.cpp.
+csrc/cpu/soft_pseudo_label.cpp, and on a GPU as backends/cuda/soft_pseudo_label.py says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cscl_fast import backends
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from . import memory
-from .registration import DTYPE_CODES, LIBRARY
+from .registration import DTYPE_CODES, LIBRARY, implement
 
 LIBRARY.define(
     "soft_pseudo_labels(Tensor logits, Tensor thresholds, float gamma, SymInt height, SymInt width,"
@@ -77,7 +77,7 @@ def _compute(
     return soft, hard
 
 
-LIBRARY.impl("soft_pseudo_labels", _compute, "CPU")
+implement("soft_pseudo_labels", "cpu", _compute)
 # Pseudo-labels are constants: no gradient flows, so there is nothing for autograd to record.
 LIBRARY.impl("soft_pseudo_labels", torch.library.fallthrough_kernel, "Autograd")
 

@@ -22,7 +22,7 @@ from .class_centroid import (
     labelled,
     write_gradient,
 )
-from .registration import LIBRARY
+from .registration import LIBRARY, implement
 from .second_derivative import refuse_second_derivative
 
 LIBRARY.define(
@@ -138,8 +138,8 @@ def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None
     return found[0], None, found[1], None, None, None, None
 
 
-LIBRARY.impl("symmetric_soft_divergence", _compute, "CPU")
-LIBRARY.impl("symmetric_soft_divergence_backward", _compute_backward, "CPU")
+implement("symmetric_soft_divergence", "cpu", _compute)
+implement("symmetric_soft_divergence_backward", "cpu", _compute_backward)
 LIBRARY.impl("symmetric_soft_divergence_backward", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_autograd(
     "cscl_fast::symmetric_soft_divergence", _backward, setup_context=_setup_context, lib=LIBRARY

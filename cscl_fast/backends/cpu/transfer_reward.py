@@ -11,7 +11,7 @@ from torch import Tensor
 from cscl_fast import backends
 
 from . import memory
-from .registration import DTYPE_CODES, LIBRARY, plain
+from .registration import DTYPE_CODES, LIBRARY, implement, kernel_for, plain
 
 LIBRARY.define(
     "transfer_reward(Tensor gated_logits, Tensor plain_logits, Tensor labels) -> (Tensor, Tensor)"
@@ -58,7 +58,7 @@ def _compute(gated_logits: Tensor, plain_logits: Tensor, labels: Tensor) -> tupl
     return reward, valid
 
 
-LIBRARY.impl("transfer_reward", _compute, "CPU")
+implement("transfer_reward", "cpu", _compute)
 # Rewards are constants: no gradient flows, so there is nothing for autograd to record.
 LIBRARY.impl("transfer_reward", torch.library.fallthrough_kernel, "Autograd")
 
@@ -73,6 +73,9 @@ def transfer_reward(
     Raises:
         ValueError: a label is neither in 0..K-1 nor 255.
     """
-    compute = _compute if plain(gated_logits) else torch.ops.cscl_fast.transfer_reward
+    if plain(gated_logits):
+        compute = kernel_for("transfer_reward", gated_logits)
+    else:
+        compute = torch.ops.cscl_fast.transfer_reward
     reward, valid = compute(gated_logits, plain_logits, labels)
     return reward, valid

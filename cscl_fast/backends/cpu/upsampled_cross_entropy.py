@@ -22,8 +22,9 @@ from .loss import (
     gradient_format,
     recorded_forward,
     register,
+    second_walk_dtype,
 )
-from .registration import DTYPE_CODES, LIBRARY
+from .registration import DTYPE_CODES, LIBRARY, implement
 
 LIBRARY.define(
     "upsampled_cross_entropy(Tensor logits, Tensor labels, int ignore_index, bool align_corners,"
@@ -97,7 +98,7 @@ def _compute(
 
 @torch.library.register_fake("cscl_fast::upsampled_cross_entropy_backward", lib=LIBRARY)
 def _fake_backward(scale: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return fake_gradient(logits, True)
+    return fake_gradient(logits, True, second_walk_dtype(logits))
 
 
 def _compute_backward(scale: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -107,7 +108,7 @@ def _compute_backward(scale: Tensor, logits: Tensor, labels: Tensor, ignore_inde
     return gradient
 
 
-LIBRARY.impl("upsampled_cross_entropy_backward", _compute_backward, "CPU")
+implement("upsampled_cross_entropy_backward", "cpu", _compute_backward)
 LIBRARY.impl("upsampled_cross_entropy_backward", torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -126,7 +127,8 @@ def _size(_logits: Tensor, labels: Tensor, *_: Any) -> tuple[int, int]:
     return labels.shape[1], labels.shape[2]
 
 
-_operator = LossOperator("upsampled_cross_entropy", _compute, _walk_again, _size)
+implement("upsampled_cross_entropy", "cpu", _compute)
+_operator = LossOperator("upsampled_cross_entropy", _walk_again, _size)
 register(_operator)
 
 

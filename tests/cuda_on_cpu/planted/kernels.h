@@ -17,7 +17,7 @@ cudaError_t transpose(const float* in, int height, int width, float* out);
 // counts[c] += how many of bytes[0 ... count - 1] are c
 cudaError_t histogram(const unsigned char* bytes, int count, unsigned* counts);
 // Everything else that the shim offers; one word per check; those that fail become 0.
-constexpr int kLanguageChecks = 40;
+constexpr int kLanguageChecks = 41;
 cudaError_t language(int* holds);
 // 200 threads in 4 blocks update numbers[0 ... 5] and large[0].
 cudaError_t atomics(int* numbers, unsigned long long* large);
@@ -26,6 +26,7 @@ cudaError_t atomics(int* numbers, unsigned long long* large);
 
 cudaError_t missing_barrier(const float* values, float* sums);          // a block_sums, 256 values
 cudaError_t missing_warp_barrier(const float* values, float* sums);     // within one warp
+cudaError_t relies_on_shuffle(const float* values, float* sums);        // where __syncwarp belongs
 cudaError_t reads_too_far(const float* values, int count, float* out);  // values[count]
 cudaError_t writes_before(float* out);                                  // out[-1]
 cudaError_t shared_index(int index, float* out);                        // of an array of 32

@@ -44,6 +44,19 @@ cudaError_t missing_warp_barrier(const float* values, float* sums) {
   return launch(1, 32, shared_bytes<float>(32), missing_warp_barrier_kernel, values, sums);
 }
 
+__global__ void relies_on_shuffle_kernel(const float* values, float* sums) {
+  SharedMemory memory;
+  const Shared<float> partial = memory.array<float>(32);
+  const int t = number();
+  partial.set(t, values[t]);
+  const float sum = __shfl_xor_sync(0xFFFFFFFFu, values[t], 1);  // orders no memory, on paper
+  sums[t] = sum + partial[t ^ 1];
+}
+
+cudaError_t relies_on_shuffle(const float* values, float* sums) {
+  return launch(1, 32, shared_bytes<float>(32), relies_on_shuffle_kernel, values, sums);
+}
+
 __global__ void reads_too_far_kernel(const float* values, int count, float* out) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x) + number();
   if (i <= count) out[i % count] = values[i];

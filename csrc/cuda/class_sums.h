@@ -60,6 +60,15 @@ CSCL_D float mass_of(const PartialSums& sums, int k) {
   return total.high + total.low;
 }
 
+// Whether class k has a mass: weights are never negative. For all lanes of a warp.
+CSCL_D bool has_mass(const PartialSums& sums, int k) {
+  bool found = false;
+  for (int part = threadIdx.x % kWarpLanes; part < sums.parts; part += kWarpLanes) {
+    found = found || sums.mass[static_cast<int64_t>(k) * sums.parts + part].high > 0.0f;
+  }
+  return __ballot_sync(kWholeWarp, found) != 0;
+}
+
 // A warp adds up this many channels, four a lane.
 constexpr int kFinishChannels = 4 * kWarpLanes;
 constexpr int kFinishFloats = 4;  // room for a thread of the block

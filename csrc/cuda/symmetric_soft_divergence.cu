@@ -64,25 +64,25 @@ CSCL_D void reduce(float (&values)[kCount], const Shared<float>& room) {
 template <bool kSoftmax>
 struct Normaliser {
   float start;  // softmax: the largest entry; l1: eps
-  float scale, logarithm_of_total;
+  float total, logarithm_of_total;
 
   // Before normalising.
   CSCL_D float portion(float centroid) const {
     return kSoftmax ? exponential(centroid - start) : positive_part(centroid, start);
   }
-  CSCL_D void set_total(float total) {
-    scale = 1.0f / total;
+  CSCL_D void set_total(float sum) {
+    total = sum;
     // NaN once a centroid is NaN or infinite, which the logarithm does not see.
     logarithm_of_total = logarithm(total) + (total - total);
   }
   CSCL_D Share<float> share(float centroid) const {
     const float value = portion(centroid);
     const float own = kSoftmax ? centroid - start : logarithm(value);
-    return {value * scale, own - logarithm_of_total};
+    return {value / total, own - logarithm_of_total};
   }
-  CSCL_D float slope(float by_logarithm, float share, float total, float centroid) const {
-    return kSoftmax ? softmax_slope(by_logarithm, share, total)
-                    : l1_slope(by_logarithm, share, total, centroid, start);
+  CSCL_D float slope(float by_logarithm, float share, float all, float centroid) const {
+    return kSoftmax ? softmax_slope(by_logarithm, share, all)
+                    : l1_slope(by_logarithm, share, all, centroid, start);
   }
 };
 
@@ -90,8 +90,8 @@ struct Normaliser {
 CSCL_D float count_present(const Arguments& call, const Shared<float>& room) {
   float present[1] = {};
   for (int k = threadIdx.x / kWarpLanes; k < call.sums[0].classes; k += kWarps) {
-    const bool both = mass_of(call.sums[0], k) > 0.0f && mass_of(call.sums[1], k) > 0.0f;
-    if (both && threadIdx.x % kWarpLanes == 0) present[0] += 1.0f;
+    const bool source = has_mass(call.sums[0], k), target = has_mass(call.sums[1], k);
+    if (source && target && threadIdx.x % kWarpLanes == 0) present[0] += 1.0f;
   }
   reduce<false>(present, room);
   return present[0];

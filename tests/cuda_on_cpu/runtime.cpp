@@ -8,6 +8,7 @@
 //
 #include "runtime/faults.h"
 #include "runtime/host_api.h"
+#include "runtime/symbols.h"
 
 namespace cuda_on_cpu {
 
@@ -38,16 +39,14 @@ void Machine::run(SourceText source, const cudaLaunchConfig_t& config, const voi
   }
   // Exactly as large as asked for, so that AddressSanitizer sees what the checks might not.
   shared_bytes_ = config.dynamicSmemBytes;
-  shared_memory_.reset(new unsigned char[shared_bytes_ + 16]);
+  shared_memory_.reset(new unsigned char[shared_bytes_]);
 
   const dim3 grid = config.gridDim, block = config.blockDim;
   count_ = static_cast<int>(block.x * block.y * block.z);
   for (int i = 0; i < count_; ++i) {
     Thread& thread = threads_[static_cast<size_t>(i)];
-    const unsigned number = static_cast<unsigned>(i);
     thread.number = i;
-    thread.builtins.thread = {number % block.x, number / block.x % block.y,
-                              number / block.x / block.y};
+    thread.builtins.thread = index_in(block, static_cast<uint64_t>(i));
     thread.builtins.block_size = block;
     thread.builtins.grid_size = grid;
     thread.builtins.lane = i % kWarp;
@@ -59,6 +58,7 @@ void Machine::run(SourceText source, const cudaLaunchConfig_t& config, const voi
     blocks[i] = blocks[j];
     blocks[j] = i;
   }
+  if (watcher != nullptr) watcher->start_launch();
   FaultHandler handler;
   for (const uint64_t block_number : blocks) {
     run_block(block_number, grid);
@@ -70,9 +70,8 @@ void Machine::run(SourceText source, const cudaLaunchConfig_t& config, const voi
 }
 
 void Machine::run_block(uint64_t block, const dim3& grid) {
-  const uint3 index = {static_cast<unsigned>(block % grid.x),
-                       static_cast<unsigned>(block / grid.x % grid.y),
-                       static_cast<unsigned>(block / grid.x / grid.y)};
+  const uint3 index = index_in(grid, block);
+  block_ = static_cast<uint32_t>(block);
   order_.next_epoch();
   shadow_.start_block(order_, shared_bytes_);
   std::memset(shared_memory_.get(), 0xFF, shared_bytes_);  // NaN, and an index nobody has
@@ -110,6 +109,7 @@ void Machine::continue_with(Thread& thread) {
   Thread* const self = thread_;
   if (&thread == self) return;
   ++switches;
+  if (watcher != nullptr && self != nullptr) watcher->settle();
   Fiber& from = self == nullptr ? host_ : *self->fiber;
   if (thread.fiber == nullptr) thread.fiber = &fibers_.take();
   thread_ = &thread;
@@ -129,6 +129,7 @@ void Machine::run_threads_on_this_fiber() {
   Fiber& fiber = *thread_->fiber;
   for (;;) {
     run_thread_(context_);
+    if (watcher != nullptr) watcher->settle();
     thread_->state = Thread::State::exited;
     ++exited_;
     idle_changes_ = 0;
@@ -336,6 +337,12 @@ uint64_t meet_warp(WarpOperation kind, unsigned mask, uint64_t value, int source
   return machine_of_kernel().meet_warp(kind, mask, value, source_lane, {file, line});
 }
 void give_way() { Machine::instance().give_way(); }
+void note_atomic(const void* address, int bytes) {
+  if (watcher != nullptr) watcher->atomic(address, bytes);
+}
+void note_fence() {
+  if (watcher != nullptr && Machine::instance().running()) watcher->fence();
+}
 
 unsigned char* shared_memory() { return machine_of_kernel().shared_memory(); }
 void check_shared(Access access, const SharedPlace& place, const Index& index) {

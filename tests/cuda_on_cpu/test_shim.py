@@ -30,19 +30,22 @@ def run(*command: str | Path, **options: object) -> str:
     return done.stdout
 
 
-def build(folder: Path, *flags: str) -> Path:
+def build(folder: Path, *flags: str, watched: bool = False) -> Path:
     """The self-test program: the kernels compiled as C++, and runtime.cpp."""
+    sources = [*KERNELS, *HERE.glob("selftest*.cpp"), HERE / "runtime.cpp"]
+    if watched:
+        sources.append(HERE / "global_races.cpp")
 
     def compiled(source: Path) -> Path:
         result = folder / f"{source.name}.o"
-        run("g++", *STRICT, *flags, "-x", "c++", "-c", source, "-o", result)
+        watch = ["-fsanitize=thread"] if watched and source.suffix == ".cu" else []
+        run("g++", *STRICT, *flags, *watch, "-x", "c++", "-c", source, "-o", result)
         return result
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, [*KERNELS, HERE / "selftest.cpp", HERE / "runtime.cpp"]))
+        objects = list(pool.map(compiled, sources))
     program = folder / "selftest"
-    # -rdynamic: so that the program's symbol table has the names of the kernels, as a module's has.
-    run("g++", *flags, "-rdynamic", *objects, "-o", program, "-ldl", "-pthread")
+    run("g++", *flags, *objects, "-o", program, "-ldl", "-pthread")
     return program
 
 
@@ -65,8 +68,16 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(folder, *flags)
 
 
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("watched"), "-O2", "-g1", watched=True)
+
+
 # What each planted fault has to be called. All but the races name the kernel, block and thread.
-WHERE = r"kernel planted::{name}_kernel\(.*\), block \(\d+, 0, 0\), thread \(\d+, 0, 0\): "
+WHERE = (
+    r"kernel planted::(\(anonymous namespace\)::)?{name}_kernel\(.*\), "
+    r"block \(\d+, 0, 0\), thread \(\d+, 0, 0\): "
+)
 RACE = (
     r"race in shared memory: wrong\.cu:\d+ \w+ element \d+ of the array at byte 0, "
     r"(read|written) by thread \(\d+, 0, 0\) at line \d+, with no barrier in between"
@@ -102,7 +113,18 @@ FAULTS = {
     "overflows_stack": WHERE + "the thread's stack of 256 KiB overflows",
     "global_race": DEPENDS,
 }
+ELSEWHERE = r"race in global memory: {} (byte \d+ of a buffer of \d+ bytes|at 0x\w+) "
+ELSEWHERE += r"\(addr2line .*\), {} by block \(\d, 0, 0\), thread \(\d+, 0, 0\), with nothing "
+READ_AFTER_WRITE = ELSEWHERE.format("reads", "written")
+WRITE_AFTER_READ = ELSEWHERE.format("writes", "read")
+GLOBAL_FAULTS = {
+    "last_block": READ_AFTER_WRITE,
+    "neighbours": f"{READ_AFTER_WRITE}|{WRITE_AFTER_READ}",
+    "lost_update": READ_AFTER_WRITE,
+    "global_write": ELSEWHERE.format("writes", r"written \(another value\)"),
+}
 KERNEL_OF = {
+    "global_write": "global_race",
     "null_pointer": "reads_too_far",
     "shared_index_negative": "shared_index",
     "shared_too_small": "shared_index",
@@ -117,6 +139,23 @@ def test_right_kernels_are_right_for_many_seeds(selftest: Path) -> None:
 def test_a_planted_fault_is_caught(selftest: Path, fault: str) -> None:
     message = run(selftest, fault)
     assert re.match(FAULTS[fault].replace("{name}", KERNEL_OF.get(fault, fault)), message), message
+
+
+@pytest.mark.parametrize("fault", GLOBAL_FAULTS)
+def test_a_race_in_global_memory_is_caught(watched: Path, selftest: Path, fault: str) -> None:
+    message = run(watched, fault)
+    where = WHERE.replace("{name}", KERNEL_OF.get(fault, fault))
+    assert re.match(f"{where}({GLOBAL_FAULTS[fault]})", message), message
+    assert run(selftest, fault) == "no fault\n"  # why it takes more than the order of the threads
+
+
+def test_right_kernels_have_no_race_in_global_memory(watched: Path) -> None:
+    run(watched, "right")
+    run(watched, "recovery")
+
+
+def test_the_race_detectors_miss_nothing_and_invent_nothing(selftest: Path) -> None:
+    run(selftest, "detectors")
 
 
 def test_the_next_launch_works_after_a_fault(selftest: Path) -> None:
@@ -188,7 +227,7 @@ for _ in range(3):
     try:
         planted_module.shared_index(32)
     except RuntimeError as error:
-        assert "kernel planted::shared_index_kernel(int, float*), block" in str(error), error
+        assert "::shared_index_kernel(int, float*), block (0, 0, 0)" in str(error), error
     else:
         raise AssertionError("no exception")
     assert planted_module.shared_index(31) == 1

@@ -42,6 +42,15 @@ cudaError_t uninitialised(float* out);
 cudaError_t spins(int* flag);           // waits for a block that comes later
 cudaError_t overflows_stack(int* out);  // recurses until the depth out[0]
 
+// ---- in global memory --------------------------------------------------------------------------
+
+// Five blocks of 64; wrong without the fence.
+cudaError_t last_block(const float* values, bool fence, float* sums, unsigned* finished,
+                       float* total);
+cudaError_t neighbours(bool barrier, int* numbers, int* of_neighbour);  // wrong without the barrier
+cudaError_t lost_update(int* count);                                    // wrong
+cudaError_t same_flag(int* flag);  // many threads write one value: allowed
+
 // A launch of this shape, of a kernel that does nothing.
 cudaError_t launch_shape(dim3 grid, dim3 block, size_t shared_bytes, int allowed_shared_bytes);
 

@@ -99,9 +99,12 @@ __global__ void histogram_kernel(const unsigned char* __restrict__ bytes, int co
 }
 
 cudaError_t histogram(const unsigned char* bytes, int count, unsigned* counts) {
-  int device = 0, processors = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  static const int processors = [] {
+    int device = 0, found = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
+    return found;
+  }();
   return launch(static_cast<unsigned>(processors), 96, shared_bytes<unsigned>(256),
                 histogram_kernel, bytes, count, counts);
 }

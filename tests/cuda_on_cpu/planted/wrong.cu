@@ -71,6 +71,8 @@ __global__ void writes_before_kernel(float* out) { out[number() - 1] = 1.f; }
 
 cudaError_t writes_before(float* out) { return launch(1, 32, 0, writes_before_kernel, out); }
 
+namespace {
+
 __global__ void shared_index_kernel(int index, float* out) {
   SharedMemory memory;
   const Shared<float> first = memory.array<float>(32);
@@ -80,6 +82,8 @@ __global__ void shared_index_kernel(int index, float* out) {
   __syncthreads();
   if (number() == 3) out[0] = first[index];
 }
+
+}  // namespace
 
 cudaError_t shared_index(int index, float* out) {
   return launch(1, 32, 2 * shared_bytes<float>(32), shared_index_kernel, index, out);

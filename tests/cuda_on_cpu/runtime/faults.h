@@ -1,7 +1,6 @@
 // How a fault inside a kernel becomes an exception of its launch. Part of runtime.cpp.
 #pragma once
 
-#include <cxxabi.h>
 #include <dlfcn.h>
 #include <signal.h>
 
@@ -107,6 +106,44 @@ void Machine::fault_at_address(const void* address) {
   fault("out-of-bounds access of global memory %s: nothing is mapped at %p", last, address);
 }
 
+bool Machine::is_global(const void* address) const {
+  const auto* const byte = static_cast<const unsigned char*>(address);
+  const auto inside = [byte](const void* begin, size_t bytes) {
+    return byte >= begin && byte < static_cast<const unsigned char*>(begin) + bytes;
+  };
+  return !inside(thread_->fiber->stack, thread_->fiber->stack_bytes) &&
+         !inside(shared_memory_.get(), shared_bytes_) && !inside(&current, sizeof current);
+}
+
+void Machine::fault_global_race(const void* address, const void* code, bool writes,
+                                const char* what, uint32_t block, int thread) {
+  char where[96], at[256] = "";
+  std::snprintf(where, sizeof where, "at %p", address);
+  const auto* const byte = static_cast<const unsigned char*>(address);
+  for (const GuardedRange& range : guarded_ranges) {
+    if (byte < range.data || byte >= range.data + range.bytes) continue;
+    std::snprintf(where, sizeof where, "byte %zu of a buffer of %zu bytes",
+                  static_cast<size_t>(byte - range.data), range.bytes);
+  }
+  Dl_info info;
+  if (code != nullptr && dladdr(code, &info) != 0) {  // one before: a return address comes after
+    std::snprintf(at, sizeof at, " (addr2line -Cie %s 0x%zx)", base_name(info.dli_fname),
+                  static_cast<size_t>(static_cast<const char*>(code) - 1 -
+                                      static_cast<const char*>(info.dli_fbase)));
+  }
+  char whose[96] = "";
+  const uint3 b = index_in(thread_->builtins.grid_size, block);
+  if (thread >= 0) {
+    const uint3 t = threads_[static_cast<size_t>(thread)].builtins.thread;
+    std::snprintf(whose, sizeof whose, ", thread (%u, %u, %u)", t.x, t.y, t.z);
+  }
+  fault("race in global memory: %s %s%s, %s by block (%u, %u, %u)%s, with nothing that orders them",
+        code == nullptr ? "atomically changes"
+        : writes        ? "writes"
+                        : "reads",
+        where, at, what, b.x, b.y, b.z, whose);
+}
+
 // While a launch runs, a segmentation fault of a kernel is the kernel's fault. The handler has a
 // stack of its own: the fiber's may be what overflowed.
 class FaultHandler {
@@ -146,32 +183,5 @@ class FaultHandler {
   static inline pthread_t ours_;
   stack_t stack_before_;
 };
-
-// ---- names -------------------------------------------------------------------------------------
-
-// From the symbol table where the kernel is in it, otherwise as it was written at the launch: the
-// second argument, which may hold commas of its own.
-std::string kernel_name(const void* kernel, SourceText source) {
-  Dl_info info;
-  if (dladdr(kernel, &info) != 0 && info.dli_sname != nullptr && info.dli_saddr == kernel) {
-    int status = 0;
-    char* const readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-    std::string name = "kernel " + std::string(status == 0 ? readable : info.dli_sname);
-    std::free(readable);
-    return name;
-  }
-  std::string name;
-  int depth = 0, argument = 0;
-  for (const char* c = source.text; *c != 0; ++c) {
-    if (*c == '(' || *c == '<' || *c == '{' || *c == '[') ++depth;
-    if (*c == ')' || *c == '>' || *c == '}' || *c == ']') --depth;
-    if (*c == ',' && depth == 0) {
-      ++argument;
-    } else if (argument == 1 && !(name.empty() && *c == ' ')) {
-      name += *c;
-    }
-  }
-  return "kernel " + name;
-}
 
 }  // namespace cuda_on_cpu

@@ -14,6 +14,7 @@
 #include "fiber.h"
 #include "order.h"
 #include "shadow.h"
+#include "watcher.h"
 
 namespace cuda_on_cpu {
 
@@ -76,6 +77,15 @@ class Machine {
   [[noreturn]] __attribute__((format(printf, 2, 3))) void fault(const char* format, ...);
   [[noreturn]] void fault_at_address(const void* address);  // from the signal handler
 
+  // ---- for global_races.cpp -----------------------------------------------------------------
+  const Order& order() const { return order_; }
+  int thread_number() const { return thread_->number; }
+  uint32_t block_number() const { return block_; }
+  // Neither the thread's own stack, nor shared memory, nor what the simulation itself keeps there.
+  bool is_global(const void* address) const;
+  [[noreturn]] void fault_global_race(const void* address, const void* code, bool writes,
+                                      const char* what, uint32_t block, int thread);
+
  private:
   Machine();
   static void fiber_main();
@@ -99,6 +109,7 @@ class Machine {
   std::vector<Thread*> ready_;
   Thread* thread_ = nullptr;  // the one that is running
   int count_ = 0;             // threads in the block
+  uint32_t block_ = 0;        // its number within the grid
   int exited_ = 0, at_barrier_ = 0;
   uint64_t idle_changes_ = 0;  // since a thread last got anywhere
   Random random_;
@@ -118,7 +129,12 @@ class Machine {
   char message_[1024];
 };
 
-std::string kernel_name(const void* kernel, SourceText source);
+// The coordinates of the block or thread with this number; x runs fastest.
+inline uint3 index_in(const dim3& sizes, uint64_t number) {
+  return {static_cast<unsigned>(number % sizes.x),
+          static_cast<unsigned>(number / sizes.x % sizes.y),
+          static_cast<unsigned>(number / sizes.x / sizes.y)};
+}
 
 // The last part of a path.
 inline const char* base_name(const char* file) {

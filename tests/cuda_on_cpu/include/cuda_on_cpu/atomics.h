@@ -13,9 +13,11 @@ inline int wrapping_sum(int a, int b) {
 inline unsigned wrapping_sum(unsigned a, unsigned b) { return a + b; }
 inline unsigned long long wrapping_sum(unsigned long long a, unsigned long long b) { return a + b; }
 
+// Not an access that global_races.cpp should see twice.
 template <typename T, typename Update>
-T atomic_update(T* address, const Update& update) {
+__attribute__((no_sanitize("thread"))) T atomic_update(T* address, const Update& update) {
   give_way();
+  note_atomic(address, sizeof(T));
   const T before = *address;
   *address = update(before);
   return before;
@@ -50,4 +52,7 @@ CUDA_ON_CPU_ATOMICS(unsigned long long)
 
 #undef CUDA_ON_CPU_ATOMICS
 
-inline void __threadfence() { cuda_on_cpu::give_way(); }
+inline void __threadfence() {
+  cuda_on_cpu::note_fence();
+  cuda_on_cpu::give_way();
+}

@@ -21,7 +21,7 @@ void forget_seed();  // back to the environment variable
 struct Checks {
   bool races = true;           // two threads at the same bytes of shared memory, without order
   bool initialisation = true;  // reading shared memory that nobody has written
-  // As on every device so far. CUDA's manual promises it for __syncwarp alone; with
+  // More than CUDA's manual promises, which says so of __syncwarp alone. With
   // CSCL_FAST_CUDA_ON_CPU_STRICT=1 in the environment only that orders the lanes.
   bool shuffles_order_memory = true;
   // How often the threads of a block may give way at atomics while none of them gets to a meeting

@@ -24,6 +24,8 @@ int meet_block(Barrier kind, int predicate, const char* file, int line);
 uint64_t meet_warp(WarpOperation kind, unsigned mask, uint64_t value, int source_lane,
                    const char* file, int line);
 void give_way();  // lets a random thread go on
+void note_atomic(const void* address, int bytes);
+void note_fence();
 
 template <typename T>
 T shuffle(unsigned mask, T value, int source_lane, const char* file, int line) {

@@ -6,8 +6,7 @@
 
 #define __host__
 #define __device__
-// A kernel is exported, so that a message can name it wherever it has external linkage.
-#define __global__ __attribute__((visibility("default")))
+#define __global__
 #define __forceinline__ inline __attribute__((always_inline))
 // Empty: libstdc++ writes __attribute__((__noinline__)), which has to stay valid.
 #define __noinline__

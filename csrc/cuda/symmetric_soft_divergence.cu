@@ -171,7 +171,7 @@ CSCL_D void write_loss(const Arguments& call, float present) {
 }
 
 template <bool kSoftmax>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     compare_classes(const __grid_constant__ Arguments call) {
   SharedMemory memory;
   const auto parts = memory.array<float>(kFinishFloats * kThreads);

@@ -64,7 +64,7 @@ CSCL_D float mass_of(const PartialSums& sums, int k) {
 CSCL_D bool has_mass(const PartialSums& sums, int k) {
   bool found = false;
   for (int part = threadIdx.x % kWarpLanes; part < sums.parts; part += kWarpLanes) {
-    found = found || sums.mass[static_cast<int64_t>(k) * sums.parts + part].high > 0.0f;
+    found |= sums.mass[static_cast<int64_t>(k) * sums.parts + part].high > 0.0f;
   }
   return __ballot_sync(kWholeWarp, found) != 0;
 }
@@ -88,13 +88,17 @@ CSCL_D void finish_class(const PartialSums& sums, int k, int first, int end,
   const auto add_parts = [&](int c, int begin, float (&result)[4]) {
     FloatPair total[4];
     const int64_t from = static_cast<int64_t>(k) * sums.row + c;
-#pragma unroll 4
+#pragma unroll 8
     for (int part = begin; part < sums.parts; part += groups) {
       float some[4];
       read_pack(sums.high + from + part * part_floats, some);
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[i] = add_to(total[i], some[i]);
-      if (sums.low != nullptr) {
+    }
+    if (sums.low != nullptr) {
+#pragma unroll 4
+      for (int part = begin; part < sums.parts; part += groups) {
+        float some[4];
         read_pack(sums.low + from + part * part_floats, some);
 #pragma unroll
         for (int i = 0; i < 4; ++i) total[i].low += some[i];

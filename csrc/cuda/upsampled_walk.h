@@ -244,16 +244,22 @@ struct RowPair {
   CSCL_D void advance(const StagedRow& staged, const PixelSource& source, const Tiling& tiling,
                       const TilePlace& place, const ColumnPlace& column, int held, int first,
                       Classes classes) {
-    if (held >= 0 && first == held + 1) {
+    const bool step = held >= 0 && first == held + 1;
+    if (step && line_after(held, tiling.height, tiling.out_height) == first) {
       near = 1 - near;
     } else {
       staged.load(source, place, first);
       staged.interpolate_to(row(near), threads, column, classes);
     }
     const int second = line_after(first, tiling.height, tiling.out_height);
-    if (second != first || held < 0 || first != held + 1) {
+    if (second != first) {
       staged.load(source, place, second);
       staged.interpolate_to(row(1 - near), threads, column, classes);
+    } else {  // the last row stands for the one after it
+      const Shared<float> from = row(near), to = row(1 - near);
+      for (int i = static_cast<int>(threadIdx.x); i < classes * threads; i += threads) {
+        to.set(i, from[i]);
+      }
     }
   }
 

@@ -3,7 +3,7 @@
 set_source_files_properties(${CSCL_CUDA_SOURCES} PROPERTIES LANGUAGE CXX)
 add_library(cscl_cuda_on_cpu OBJECT ${CSCL_CUDA_SOURCES} tests/cuda_on_cpu/runtime.cpp)
 target_include_directories(cscl_cuda_on_cpu BEFORE PRIVATE tests/cuda_on_cpu/include csrc)
-target_compile_options(cscl_cuda_on_cpu PRIVATE -O2 -ffp-contract=fast -Wno-unknown-pragmas
+target_compile_options(cscl_cuda_on_cpu PRIVATE -O1 -ffp-contract=fast -Wno-unknown-pragmas
                        -Wno-maybe-uninitialized -Wno-uninitialized)
 target_sources(cscl_kernels PRIVATE $<TARGET_OBJECTS:cscl_cuda_on_cpu>)
 target_include_directories(cscl_kernels PUBLIC tests/cuda_on_cpu/include)

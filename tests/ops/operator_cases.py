@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 
@@ -72,13 +73,18 @@ class Place:
 
 
 def places_of(operator: str) -> list[Place]:
-    """Every backend that has a kernel of this operator, on every device that it can run on here."""
+    """Every backend that has a kernel of this operator, on every device that it can run on here.
+
+    With CSCL_FAST_BACKEND in the environment, that backend only.
+    """
+    chosen = os.environ.get("CSCL_FAST_BACKEND", "auto")
     found = []
     for name in backends.available():
-        if operator in backends.kernels(name):
-            if name in ("reference", "cpu"):
+        if operator in backends.kernels(name) and chosen in ("auto", name):
+            interpreted = name == "triton" and backends.INTERPRETS_TRITON
+            if name in ("reference", "cpu", "cuda_on_cpu") or interpreted:
                 found.append(Place(name, "cpu"))
-            if name != "cpu" and torch.cuda.is_available():
+            if name in ("reference", "cuda", "triton") and torch.cuda.is_available():
                 found.append(Place(name, "cuda"))
     return found
 

@@ -130,6 +130,9 @@ CSCL_HD constexpr bool past_the_end(int k, UpTo<kMaximum> classes) {
   return k >= classes.count;
 }
 
+CSCL_HD float to_float(float value) { return value; }
+CSCL_HD float to_float(double value) { return static_cast<float>(value); }
+
 template <typename Mask, typename Value>
 CSCL_HD Value select(Mask mask, Value yes, Value no) {
   return mask ? yes : no;

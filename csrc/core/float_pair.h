@@ -69,6 +69,8 @@ CSCL_HD FloatPair operator/(FloatPair a, FloatPair b) {
   return exact_sum_of_ordered(first, second) + FloatPair(left.high / b.high);
 }
 
+CSCL_HD float to_float(FloatPair a) { return a.high; }
+
 CSCL_HD bool operator>(FloatPair a, FloatPair b) {
   return a.high > b.high || (a.high == b.high && a.low > b.low);
 }

@@ -67,4 +67,27 @@ CSCL_HD PixelLoss<Real> solve_given_label_loss(Column& column, Soft& soft, Class
           select(kept, ScalarOf<Real>(1) / all, zero), kept};
 }
 
+// The network labels itself, by the careful rule. Replaces the logits of the column by `scale`
+// times the gradient, if one is wanted, a class at a time: nothing but numbers of the pixel is
+// kept. Real is what the rule needs; the rest is in floats. Returns the loss, negative where the
+// pixel is rejected.
+template <typename Real, typename Column, typename Plan>
+CSCL_HD float solve_own_label_loss_carefully(Column& column, int classes, const Plan& plan,
+                                             bool want_gradient, float scale) {
+  const CarefulPixel<Real> pixel = solve_carefully<Real>(column, classes, plan);
+  const float largest = to_float(pixel.largest), share = 1.0f / to_float(pixel.sum);
+  float dot = 0.0f;
+  for (int k = 0; k < classes; ++k) {
+    const Real logit = column.get(k);
+    const float below = to_float(logit) - largest;
+    const float label = to_float(careful_label(pixel, logit, k, plan));
+    dot = multiply_add(label, below, dot);
+    if (want_gradient) {
+      const float gradient = exponential(below) * share - label;
+      column.set(k, pixel.kept ? gradient * scale : 0.0f);
+    }
+  }
+  return pixel.kept ? to_float(logarithm(pixel.sum)) - dot : -1.0f;
+}
+
 CSCL_CORE_END

@@ -109,43 +109,49 @@ template <typename Real>
 struct CarefulPixel {
   IntegerOf<Real> hard;  // as in SolvedPixel
   MaskOf<Real> kept;
+  Real largest, sum;  // m, S
+  Real best, scale;   // the largest d, 1 / T
 };
 
 template <typename Real, typename Column, typename Plan>
-CSCL_HD CarefulPixel<Real> solve_soft_pseudo_label_carefully(Column& column, int classes,
-                                                             const Plan& plan) {
+CSCL_HD CarefulPixel<Real> solve_carefully(const Column& column, int classes, const Plan& plan) {
   const Real zero = {};
-  const int end = loop_end(classes);
-  Real largest = column.get(0);
+  CarefulPixel<Real> pixel;
+  pixel.largest = column.get(0);
   Real disorder = zero;
-  for (int k = 0; k < end; ++k) {
-    largest = larger(column.get(k), largest);
+  for (int k = 0; k < classes; ++k) {
+    pixel.largest = larger(column.get(k), pixel.largest);
     disorder = multiply_add(column.get(k), zero, disorder);
   }
-  Real sum = zero;
-  Real best = column.get(0) - largest + plan.penalty[0];
+  pixel.sum = zero;
+  pixel.best = column.get(0) - pixel.largest + plan.penalty[0];
   IntegerOf<Real> hard = {};
-  for (int k = 0; k < end; ++k) {
-    const Real below = column.get(k) - largest;
+  for (int k = 0; k < classes; ++k) {
+    const Real below = column.get(k) - pixel.largest;
     const Real distance = below + plan.penalty[k];
-    sum = sum + exponential(below);
-    hard = select(distance > best, broadcast_integer<Real>(k), hard);
-    best = larger(distance, best);
+    pixel.sum = pixel.sum + exponential(below);
+    hard = select(distance > pixel.best, broadcast_integer<Real>(k), hard);
+    pixel.best = larger(distance, pixel.best);
   }
   Real total = zero;
-  for (int k = 0; k < end; ++k) {
-    const Real distance = column.get(k) - largest + plan.penalty[k];
-    const Real q = exponential((distance - best) / plan.careful_gamma);
-    column.set(k, q);
-    total = total + q;
+  for (int k = 0; k < classes; ++k) {
+    const Real distance = column.get(k) - pixel.largest + plan.penalty[k];
+    total = total + exponential((distance - pixel.best) / plan.careful_gamma);
   }
-  const MaskOf<Real> kept =
-      (best + plan.careful_gamma * logarithm(total) > logarithm(sum)) & (disorder == zero);
-  const Real scale = ScalarOf<Real>(1) / total;
-  for (int k = 0; k < end; ++k) {
-    column.set(k, select(kept, column.get(k) * scale, zero));
-  }
-  return {select(kept, hard, broadcast_integer<Real>(kRejected)), kept};
+  pixel.kept = (pixel.best + plan.careful_gamma * logarithm(total) > logarithm(pixel.sum)) &
+               (disorder == zero);
+  pixel.scale = ScalarOf<Real>(1) / total;
+  pixel.hard = select(pixel.kept, hard, broadcast_integer<Real>(kRejected));
+  return pixel;
+}
+
+// ŷ_k, of the logit z_k.
+template <typename Real, typename Plan>
+CSCL_HD Real careful_label(const CarefulPixel<Real>& pixel, Real logit, int k, const Plan& plan) {
+  const Real zero = {};
+  const Real distance = logit - pixel.largest + plan.penalty[k];
+  const Real q = exponential((distance - pixel.best) / plan.careful_gamma);
+  return select(pixel.kept, q * pixel.scale, zero);
 }
 
 CSCL_CORE_END

@@ -38,13 +38,16 @@ struct DoubleColumn {
   }
 };
 
-// solve_soft_pseudo_label_carefully for `pixels` pixels of a tile, a multiple of kLanes.
-inline void solve_carefully(int classes, float* tile, int64_t row, int64_t pixels,
-                            const cscl::SoftPseudoLabelPlan& plan, int32_t* hard) {
+// Soft labels by the careful rule for `pixels` pixels of a tile, a multiple of kLanes.
+inline void solve_tile_carefully(int classes, float* tile, int64_t row, int64_t pixels,
+                                 const cscl::SoftPseudoLabelPlan& plan, int32_t* hard) {
   for (int64_t i = 0; i < pixels; i += kDoubleLanes) {
     DoubleColumn column{tile + i, row};
-    const Long labels = solve_soft_pseudo_label_carefully<Double>(column, classes, plan).hard;
-    store(hard + i, __builtin_convertvector(labels, HalfInt));
+    const CarefulPixel<Double> pixel = solve_carefully<Double>(column, classes, plan);
+    for (int k = 0; k < classes; ++k) {
+      column.set(k, careful_label(pixel, column.get(k), k, plan));
+    }
+    store(hard + i, __builtin_convertvector(pixel.hard, HalfInt));
   }
 }
 

@@ -126,7 +126,8 @@ void walk_rows_between(Loss& loss, const LogitsView& view, const LossPlan& plan,
     }
     TileTotal sum = {};
     for (int64_t y = begin; y < end; ++y) {
-      const LinePosition line = line_position<int64_t>(y, view.height, view.out_height, view.align_corners);
+      const LinePosition line =
+          line_position<int64_t>(y, view.height, view.out_height, view.align_corners);
       const Float near = broadcast<Float>(line.near_weight);
       const Float far = broadcast<Float>(line.far_weight);
       loss.begin(image, y * view.out_width + x, count);
@@ -225,7 +226,8 @@ void walk_loss_upsampled(const Call& call, const Loss& prototype, const LogitsVi
   for (int64_t row = 0; row < view.height; ++row) {
     starts[row] = y;
     while (y < view.out_height &&
-           line_position<int64_t>(y, view.height, view.out_height, view.align_corners).first <= row) {
+           line_position<int64_t>(y, view.height, view.out_height, view.align_corners).first <=
+               row) {
       ++y;
     }
   }

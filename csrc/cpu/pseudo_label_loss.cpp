@@ -91,7 +91,8 @@ struct CarefulSolver {
   template <int kClasses>
   CSCL_HD Int operator()(RegisterColumn<kClasses>& column, int classes) const {
     alignas(64) int32_t hard[kLanes];
-    solve_carefully(classes, reinterpret_cast<float*>(column.values), kLanes, kLanes, plan, hard);
+    solve_tile_carefully(classes, reinterpret_cast<float*>(column.values), kLanes, kLanes, plan,
+                         hard);
     // The label of a kept pixel sums to 1 (class 255 of 256 is kRejected as a number).
     Float sum = {};
     for (int k = 0; k < classes; ++k) sum = sum + column.get(k);

@@ -104,7 +104,7 @@ void solve_tile(const SoftPseudoLabelPlan& plan, int classes, float* tile, int64
   } else if (plan.rule == SolveRule::exponential) {
     solve_any(classes, tile, row, pixels, ExponentialRule<Float>{plan}, hard);
   } else {
-    solve_carefully(classes, tile, row, pixels, plan, hard);
+    solve_tile_carefully(classes, tile, row, pixels, plan, hard);
   }
 }
 

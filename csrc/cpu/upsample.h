@@ -65,7 +65,8 @@ template <typename Element>
 inline void interpolate_rows(const Element* image, const cscl::LogitsView& view, int64_t y,
                              RowScratch& scratch) {
   const int64_t stride = scratch_stride(view.width);
-  const LinePosition position = line_position<int64_t>(y, view.height, view.out_height, view.align_corners);
+  const LinePosition position =
+      line_position<int64_t>(y, view.height, view.out_height, view.align_corners);
   const int64_t rows[2] = {position.first, smaller_of(position.first + 1, view.height - 1)};
   if (scratch.row[0] != rows[0] && scratch.row[1] == rows[0]) {
     float* spare = scratch.source[0];

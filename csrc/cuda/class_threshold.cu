@@ -52,8 +52,7 @@ struct CountingBody {
     __syncthreads();
   }
 
-  CSCL_D static constexpr bool careful() { return false; }
-  template <bool kCareful, typename Column, typename Classes>
+  template <typename Column, typename Classes>
   CSCL_D int solve(Column& column, Column& /*other*/, Classes count, const TileColumn&, int64_t) {
     const auto pixel = pixel_confidence<float>(column, count);
     if (!pixel.counted) return 0;
@@ -243,8 +242,7 @@ struct RankingBody {
         winners(arguments.ranking.winners),
         histogram(arguments.ranking.levels, classes, memory) {}
 
-  CSCL_D static constexpr bool careful() { return false; }
-  template <bool kCareful, typename Column, typename Classes>
+  template <typename Column, typename Classes>
   CSCL_D int solve(Column& column, Column& /*other*/, Classes classes, const TileColumn&,
                    int64_t pixel) const {
     const auto found = pixel_confidence<float>(column, classes);

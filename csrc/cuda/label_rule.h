@@ -2,7 +2,7 @@
 //
 // γ is known on the host and chooses the kernel; δ lies on the device, and each block turns it into
 // a plan in shared memory: reading it on the host would wait for the device. A plan that float32 is
-// not enough for (a tiny δ or γ) sends every pixel of the call through solve_carefully.
+// not enough for (a tiny δ or γ) sends every pixel of the call through label_carefully.
 #pragma once
 
 #include <algorithm>
@@ -102,19 +102,22 @@ struct PairColumn {
 // Replaces the logits of the column by its soft label; the class of the largest entry, or -1 where
 // the pixel is rejected. A function of its own, called by all pixels or by none: it must not cost
 // the registers that hold everybody else's logits.
-static __device__ __noinline__ int solve_carefully(TileColumn column, int classes,
+static __device__ __noinline__ int label_carefully(TileColumn column, int classes,
                                                    Shared<float> penalty_high,
                                                    Shared<float> penalty_low, float gamma_high,
                                                    float gamma_low) {
   PairColumn pairs{column};
   const CarefulPlan plan{{penalty_high, penalty_low}, FloatPair(gamma_high, gamma_low)};
-  const auto solved = solve_soft_pseudo_label_carefully<FloatPair>(pairs, classes, plan);
-  return solved.kept ? solved.hard : -1;
+  const auto pixel = cscl::solve_carefully<FloatPair>(pairs, classes, plan);
+  for (int k = 0; k < classes; ++k) {
+    pairs.set(k, careful_label(pixel, pairs.get(k), k, plan));
+  }
+  return pixel.kept ? pixel.hard : -1;
 }
 
-CSCL_D int solve_carefully(const TileColumn& column, int classes, const LabelPlan& plan) {
+CSCL_D int label_carefully(const TileColumn& column, int classes, const LabelPlan& plan) {
   const CarefulPlan& careful = plan.careful_plan;
-  return solve_carefully(column, classes, careful.penalty.high, careful.penalty.low,
+  return label_carefully(column, classes, careful.penalty.high, careful.penalty.low,
                          careful.careful_gamma.high, careful.careful_gamma.low);
 }
 
@@ -144,31 +147,29 @@ struct SolvedLabel {
   bool kept;
 };
 
-// Replaces the logits of a column by its soft label; kCareful: as plan.careful says. `scratch` is
-// the thread's own place in shared memory, which may be where the column is.
-template <typename Rule, bool kCareful, typename Classes>
+// Replaces the logits of a column by its soft label. `scratch` is the thread's own place in shared
+// memory, which may be where the column is.
+template <typename Rule, typename Classes>
 CSCL_D SolvedLabel solve_label(RegisterColumn<kRegistersOf<Classes>>& column, Classes classes,
                                const LabelPlan& plan, const TileColumn& scratch) {
-  if constexpr (kCareful) {
+  if (plan.careful) {
     copy_column(column, scratch, classes);
-    const int hard = solve_carefully(scratch, classes, plan);
+    const int hard = label_carefully(scratch, classes, plan);
     copy_column(scratch, column, classes, 0.0f);
     return {hard < 0 ? kRejected : hard, hard >= 0};
-  } else {
-    const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
-    return {solved.hard, solved.kept};
   }
+  const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
+  return {solved.hard, solved.kept};
 }
-template <typename Rule, bool kCareful>
+template <typename Rule>
 CSCL_D SolvedLabel solve_label(TileColumn& column, Rolled classes, const LabelPlan& plan,
                                const TileColumn& /*scratch*/) {
-  if constexpr (kCareful) {
-    const int hard = solve_carefully(column, classes, plan);
+  if (plan.careful) {
+    const int hard = label_carefully(column, classes, plan);
     return {hard < 0 ? kRejected : hard, hard >= 0};
-  } else {
-    const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
-    return {solved.hard, solved.kept};
   }
+  const auto solved = solve_soft_pseudo_label<float>(column, classes, Rule{plan});
+  return {solved.hard, solved.kept};
 }
 
 }  // namespace cscl::cuda

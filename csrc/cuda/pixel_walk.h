@@ -10,8 +10,7 @@
 //       Body(const Arguments&, int classes, SharedMemory&);   all threads of a block
 //       static constexpr bool kScratch;      solve needs `scratch`, a place in shared memory
 //       static constexpr bool kOtherColumn;  solve needs `other`, with one input as well
-//       bool careful();                      the same for all threads of all blocks
-//       int solve<careful>(column, other, classes, scratch, pixel);  pixel counts through the batch
+//       int solve(column, other, classes, scratch, pixel);  pixel counts through the batch
 //       void results(const int (&)[n], pixel);                what solve returned for n pixels
 //       void finish();                       all threads, after the last pixel
 //     };
@@ -254,7 +253,7 @@ CSCL_D void write_column(const PixelStore& store, int64_t plane, int64_t image, 
 
 // A pixel for each thread at a time: the block's share of an image's tiles, every
 // blocks_per_image-th from `first` on.
-template <bool kCareful, typename Classes, typename Body>
+template <typename Classes, typename Body>
 CSCL_D void walk_one_by_one(Body& body, const PixelSource& source, const PixelSource& other_source,
                             Classes classes, int64_t plane, int64_t image, int64_t first,
                             int blocks_per_image, const PixelTile& tile,
@@ -273,8 +272,7 @@ CSCL_D void walk_one_by_one(Body& body, const PixelSource& source, const PixelSo
     }
     if (static_cast<int>(threadIdx.x) < count) {
       const int64_t pixel = image * plane + begin + threadIdx.x;
-      const int results[1] = {
-          body.template solve<kCareful>(column, other, classes, scratch, pixel)};
+      const int results[1] = {body.solve(column, other, classes, scratch, pixel)};
       body.results(results, pixel);
     }
     if (Body::kStores) {
@@ -295,13 +293,8 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>)
   Body body(arguments, classes, memory);
   const int64_t image = blockIdx.x / static_cast<unsigned>(blocks_per_image);
   const int64_t first = blockIdx.x % static_cast<unsigned>(blocks_per_image);
-  if (body.careful()) {
-    walk_one_by_one<true>(body, source, other_source, classes, plane, image, first,
-                          blocks_per_image, tile, other_tile, store);
-  } else {
-    walk_one_by_one<false>(body, source, other_source, classes, plane, image, first,
-                           blocks_per_image, tile, other_tile, store);
-  }
+  walk_one_by_one(body, source, other_source, classes, plane, image, first, blocks_per_image, tile,
+                  other_tile, store);
   body.finish();
 }
 
@@ -322,12 +315,6 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>)
   const int64_t begin = blockIdx.x % static_cast<unsigned>(blocks_per_image);
   const int64_t stride = static_cast<int64_t>(blocks_per_image) * kThreads * kPack;
 
-  if (body.careful()) {  // rare, and no reason to write the rest out four times
-    walk_one_by_one<true>(body, source, other_source, classes, plane, image, begin,
-                          blocks_per_image, tile, tile, store);
-    body.finish();
-    return;
-  }
   for (int64_t pixel = (begin * kThreads + threadIdx.x) * kPack; pixel < plane; pixel += stride) {
     float values[kCount][kPack], others[kCount][kPack];
     read_planes(source, image, pixel, classes, values);
@@ -341,8 +328,7 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>)
         column.values[k] = values[k][i];
         if (Body::kInputs == 2) other.values[k] = others[k][i];
       }
-      results[i] =
-          body.template solve<false>(column, other, classes, scratch, image * plane + pixel + i);
+      results[i] = body.solve(column, other, classes, scratch, image * plane + pixel + i);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
         if (Body::kStores) values[k][i] = column.values[k];

@@ -19,6 +19,25 @@ struct SelfTrainingArguments {
   LossArguments loss;
 };
 
+// A function of its own, as label_carefully is: the loss of a pixel that labels itself, negative
+// where it is rejected; the gradient in place of the logits.
+__device__ __noinline__ float own_label_loss_carefully(TileColumn column, int classes,
+                                                       Shared<float> penalty_high,
+                                                       Shared<float> penalty_low, float gamma_high,
+                                                       float gamma_low, bool want_gradient,
+                                                       float scale) {
+  PairColumn pairs{column};
+  const CarefulPlan plan{{penalty_high, penalty_low}, FloatPair(gamma_high, gamma_low)};
+  return solve_own_label_loss_carefully<FloatPair>(pairs, classes, plan, want_gradient, scale);
+}
+CSCL_D float own_label_loss_carefully(const TileColumn& column, int classes, const LabelPlan& plan,
+                                      bool want_gradient, float scale) {
+  const CarefulPlan& careful = plan.careful_plan;
+  return own_label_loss_carefully(column, classes, careful.penalty.high, careful.penalty.low,
+                                  careful.careful_gamma.high, careful.careful_gamma.low,
+                                  want_gradient, scale);
+}
+
 // Takes the e_k that nobody will look at.
 struct Nothing {
   CSCL_D void set(int, float) const {}
@@ -28,7 +47,8 @@ template <typename Rule, bool kOther, LossKind kKind>
 struct SelfTrainingBody {
   using Arguments = SelfTrainingArguments;
   static constexpr int kInputs = kOther ? 2 : 1;
-  static constexpr bool kStores = kKind == LossKind::gradient, kScratch = true, kOtherColumn = true,
+  static constexpr bool kStores = kKind == LossKind::gradient, kScratch = true,
+                        kOtherColumn = kKind != LossKind::value,
                         kGradient = kKind == LossKind::value_and_gradient;
   static constexpr size_t bytes(int classes) {
     return LabelPlan::bytes(classes) + LossState<kKind>::bytes();
@@ -40,11 +60,21 @@ struct SelfTrainingBody {
   CSCL_D SelfTrainingBody(const Arguments& arguments, int classes, SharedMemory& memory)
       : plan(arguments.rule, classes, memory), state(arguments.loss, memory) {}
 
-  CSCL_D bool careful() const { return plan.careful; }
-  template <bool kCareful, typename Column, typename Classes>
+  template <typename Column, typename Classes>
   CSCL_D int solve(Column& column, Column& other, Classes classes, const TileColumn& scratch,
                    int64_t /*pixel*/) {
-    if constexpr (!kOther && !kCareful) {  // ŷ in `column`, the e_k in `other`
+    if constexpr (kOther) {  // ŷ in `other`, the e_k in `column`
+      const bool kept = solve_label<Rule>(other, classes, plan, scratch_of(other, scratch)).kept;
+      const PixelLoss<float> loss = solve_given_label_loss<float>(column, other, classes, kept);
+      state.add(loss);
+      leave_gradient(column, column, other, loss, classes);
+    } else if (plan.careful) {
+      const TileColumn place = placed(column, scratch, classes);
+      const float loss =
+          own_label_loss_carefully(place, classes, plan, kKind != LossKind::value, state.scale);
+      state.add({loss, 1.0f, loss >= 0.0f});
+      if (kKind != LossKind::value) take_back(place, column, classes);
+    } else {  // ŷ in `column`, the e_k in `other`
       PixelLoss<float> loss;
       if constexpr (kKind == LossKind::value) {
         Nothing nothing;
@@ -54,21 +84,8 @@ struct SelfTrainingBody {
       }
       state.add(loss);
       leave_gradient(column, other, column, loss, classes);
-      return 0;
-    } else {
-      // ŷ in `other`, the e_k in `column`
-      const int end = loop_end(classes);
-      if (!kOther) {
-        CSCL_UNROLL(32)
-        for (int k = 0; k < end; ++k) other.set(k, column.get(k));
-      }
-      const bool kept =
-          solve_label<Rule, kCareful>(other, classes, plan, scratch_of(other, scratch)).kept;
-      const PixelLoss<float> loss = solve_given_label_loss<float>(column, other, classes, kept);
-      state.add(loss);
-      leave_gradient(column, column, other, loss, classes);
-      return 0;
     }
+    return 0;
   }
   template <int kCount>
   CSCL_D void results(const int (&)[kCount], int64_t) const {}
@@ -82,6 +99,22 @@ struct SelfTrainingBody {
   template <int kCount>
   CSCL_D static TileColumn scratch_of(const RegisterColumn<kCount>&, const TileColumn& scratch) {
     return scratch;
+  }
+
+  CSCL_D static TileColumn placed(const TileColumn& column, const TileColumn&, Rolled) {
+    return column;
+  }
+  template <int kCount, typename Classes>
+  CSCL_D static TileColumn placed(const RegisterColumn<kCount>& column, const TileColumn& scratch,
+                                  Classes classes) {
+    copy_column(column, scratch, classes);
+    return scratch;
+  }
+  CSCL_D static void take_back(const TileColumn&, const TileColumn&, Rolled) {}
+  template <int kCount, typename Classes>
+  CSCL_D static void take_back(const TileColumn& place, RegisterColumn<kCount>& column,
+                               Classes classes) {
+    copy_column(place, column, classes, 0.0f);
   }
 
   template <typename Column, typename Classes>

@@ -29,11 +29,10 @@ struct LabelBody {
   CSCL_D LabelBody(const Arguments& arguments, int classes, SharedMemory& memory)
       : plan(arguments.rule, classes, memory), hard(arguments.hard) {}
 
-  CSCL_D bool careful() const { return plan.careful; }
-  template <bool kCareful, typename Column, typename Classes>
+  template <typename Column, typename Classes>
   CSCL_D int solve(Column& column, Column& /*other*/, Classes classes, const TileColumn& scratch,
                    int64_t /*pixel*/) const {
-    return solve_label<Rule, kCareful>(column, classes, plan, scratch).hard;
+    return solve_label<Rule>(column, classes, plan, scratch).hard;
   }
   template <int kCount>
   CSCL_D void results(const int (&found)[kCount], int64_t pixel) const {

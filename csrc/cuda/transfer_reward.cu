@@ -37,8 +37,7 @@ struct RewardBody {
   CSCL_D RewardBody(const Arguments& arguments, int /*classes*/, SharedMemory&)
       : results_at(arguments) {}
 
-  CSCL_D static constexpr bool careful() { return false; }
-  template <bool kCareful, typename Column, typename Classes>
+  template <typename Column, typename Classes>
   CSCL_D int solve(Column& gated, Column& plain, Classes classes, const TileColumn& scratch,
                    int64_t pixel) const {
     const int label = row_of_label(results_at.labels[pixel], static_cast<int>(classes));

@@ -35,8 +35,7 @@ struct CrossEntropyBody {
         ignore_index(arguments.ignore_index),
         state(arguments.loss, memory) {}
 
-  CSCL_D static constexpr bool careful() { return false; }
-  template <bool kCareful, typename Column, typename Classes>
+  template <typename Column, typename Classes>
   CSCL_D int solve(Column& column, Column& /*other*/, Classes classes,
                    const TileColumn& /*scratch*/, int64_t pixel) {
     const int64_t found = labels[pixel];

@@ -103,9 +103,7 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>, (kUpsampledBlocks<Classes
     const int64_t plane = static_cast<int64_t>(tiling.out_height) * tiling.out_width;
     if (column_place.inside) {
       const int64_t pixel = place.image * plane + row + threadIdx.x;
-      const int results[1] = {
-          body.careful() ? body.template solve<true>(column, other, classes, scratch, pixel)
-                         : body.template solve<false>(column, other, classes, scratch, pixel)};
+      const int results[1] = {body.solve(column, other, classes, scratch, pixel)};
       body.results(results, pixel);
       if constexpr (Body::kGradient) {
 #pragma unroll
@@ -213,9 +211,7 @@ __global__ void __launch_bounds__(32)
                           other, classes);
       }
       const int64_t pixel = place.image * plane + row + thread;
-      const int results[1] = {
-          body.careful() ? body.template solve<true>(column, other, classes, column, pixel)
-                         : body.template solve<false>(column, other, classes, column, pixel)};
+      const int results[1] = {body.solve(column, other, classes, column, pixel)};
       body.results(results, pixel);
     }
     if constexpr (Body::kGradient) {

@@ -283,7 +283,7 @@ CSCL_D void walk_one_by_one(Body& body, const PixelSource& source, const PixelSo
 }
 
 template <typename Classes, typename Body>
-__global__ void __launch_bounds__(kThreadsOf<Classes>)
+__global__ void __launch_bounds__(kThreadsOf<Classes>, 4)
     walk_pixels(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
                 Classes classes, int64_t plane, int blocks_per_image, PixelStore store) {
   SharedMemory memory;

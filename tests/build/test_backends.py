@@ -124,6 +124,88 @@ def test_operators_are_those_of_the_public_interface() -> None:
     assert backends.kernels("reference") == backends.OPERATORS
 
 
+class OnDevice:
+    """As much of a tensor as `select` looks at: none of the devices has to be there."""
+
+    def __init__(self, device: str, dtype: torch.dtype = torch.float32) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Backends that are there, with kernels of every operator, and no others."""
+
+    def pretend(*names: str) -> None:
+        missing = {name: "pretended" for name in backends.BACKENDS if name not in names}
+        missing.pop("reference", None)
+        monkeypatch.setattr(backends, "_missing", missing)
+        every = dict.fromkeys(names, backends.OPERATORS)
+        monkeypatch.setattr(backends, "_kernels", {**backends._kernels, **every})
+        monkeypatch.setitem(backends._DEVICES, "triton", "cuda")
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "chosen"),
+    [
+        (("cpu", "cuda", "triton"), "cuda", "cuda"),
+        (("cpu", "triton"), "cuda", "triton"),  # no CUDA compiler at install time
+        (("cpu",), "cuda", "reference"),
+        (("cpu", "cuda", "triton"), "cpu", "cpu"),
+        (("cuda", "triton"), "cpu", "reference"),
+        (("cpu", "cuda", "triton"), "meta", "reference"),
+        (("cpu", "cuda", "triton"), "mps", "reference"),
+    ],
+)
+@pytest.mark.parametrize("operator", backends.OPERATORS)
+def test_auto_takes_the_best_for_the_device(
+    there: tuple[str, ...],
+    device: str,
+    chosen: str,
+    operator: str,
+    pretend: Callable[..., None],
+) -> None:
+    pretend(*there)
+    assert select(operator, OnDevice(device)) == chosen
+    assert select(operator, OnDevice(device, torch.float64)) == "reference"
+
+
+def test_auto_leaves_an_operator_without_a_kernel_to_the_next(
+    pretend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend("cpu", "cuda", "triton")
+    monkeypatch.setitem(backends._kernels, "cuda", ("transfer_reward",))
+    assert select("transfer_reward", OnDevice("cuda")) == "cuda"
+    assert select("soft_pseudo_labels", OnDevice("cuda")) == "triton"
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_forced_gpu_backend_refuses_what_it_does_not_take(
+    name: str, pretend: Callable[..., None]
+) -> None:
+    pretend("cpu", "cuda", "triton")
+    with use_backend(name):
+        assert select("soft_pseudo_labels", OnDevice("cuda")) == name
+        with pytest.raises(ValueError, match=f"logits is on cpu; the backend '{name}' needs.*GPU"):
+            select("soft_pseudo_labels", OnDevice("cpu"))
+        with pytest.raises(TypeError, match=f"float64; the backend '{name}' needs float32"):
+            select("soft_pseudo_labels", OnDevice("cuda", torch.float64))
+
+
+def test_cuda_says_why_it_is_not_there() -> None:
+    why = why_unavailable("cuda")
+    if why is None:
+        pytest.skip("cuda is there")
+    module = backends.library_module()
+    assert module is not None
+    if "built for" in module.build_info()["cuda"]:  # the kernels are, a GPU is not
+        assert "PyTorch finds no GPU here" in why or "built without CUDA" in why
+    else:
+        assert "the kernel library was built without them" in why
+        assert "CSCL_FAST_CUDA=1 insists" in why
+
+
 @pytest.mark.parametrize("name", ["reference", "cpu", "auto"])
 def test_environment(name: str, reload_backends: Reload) -> None:
     reload_backends(environment=name)

@@ -1,0 +1,1 @@
+"""The Triton kernels as `torch.library` operators, one file for each operator."""

@@ -111,6 +111,17 @@ def flat(tensor: Tensor) -> bool:
     return bool(height <= 1 or tensor.stride(-2) == width * tensor.stride(-1))
 
 
+def kernel_result(result: Tensor) -> Tensor:
+    """Where a kernel writes a result that has been made room for: there, on a GPU.
+
+    The interpreter cuts a float32 number off to make it bfloat16, where a GPU rounds it; there the
+    kernel writes float32, for PyTorch to round.
+    """
+    if INTERPRETED and result.dtype == torch.bfloat16:
+        return torch.empty_like(result, dtype=torch.float32)
+    return result
+
+
 def pixel_stride(tensor: Tensor) -> Any:
     """How far neighbouring pixels of [.., h, w], evenly spaced, lie from each other."""
     return tensor.stride(-1) if tensor.shape[-1] > 1 else tensor.stride(-2)
@@ -119,15 +130,15 @@ def pixel_stride(tensor: Tensor) -> Any:
 def pixel_block(classes: int, precise: bool = False) -> dict[str, int]:
     """How many pixels a program takes, BLOCK, and its warps.
 
-    Up to 64 classes a thread has a pixel to itself, so that it sums over its classes alone; of more,
-    or in float64, they would not fit its registers. The interpreter's time is one of programs and
+    Up to 32 classes a thread has a pixel to itself, so that it sums over its classes alone; more,
+    or float64, would not fit its registers. The interpreter's time is one of programs and
     not of elements: its blocks are large.
     """
     padded = padded_classes(classes)
     if INTERPRETED:
         return {"BLOCK": (1 << 16) // padded, "num_warps": 4}
-    if precise or padded > 64:
-        return {"BLOCK": 16, "num_warps": 8 if padded > 64 else 4}
+    if precise or padded > 32:
+        return {"BLOCK": 16, "num_warps": 8 if padded > 128 else 4}
     return {"BLOCK": 256 if padded <= 16 else 128, "num_warps": 4}
 
 
@@ -137,13 +148,12 @@ def _fitting(
     """The configurations that are worth trying for this number of classes."""
     padded, precise = options["PADDED"], options.get("PRECISE", False)
     only = pixel_block(padded, precise)
-    if precise or padded > 64:
+    if precise or padded > 32:
         return [c for c in configs if c.kwargs["BLOCK"] == 16 and c.num_warps == only["num_warps"]]
-    most = max(padded, 32)  # elements of a thread
     return [
         config
         for config in configs
-        if 1 <= config.kwargs["BLOCK"] // (32 * config.num_warps) <= most // padded
+        if 1 <= config.kwargs["BLOCK"] // (32 * config.num_warps) <= 32 // padded
     ]
 
 

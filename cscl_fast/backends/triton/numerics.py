@@ -15,16 +15,6 @@ REJECTED = tl.constexpr(255)
 
 
 @triton.jit
-def rounded(values, TYPE: tl.constexpr):
-    """Values in the type of a result, to the nearest; the interpreter's own cast would truncate."""
-    values = values.to(tl.float32)
-    if TYPE == tl.float32:
-        return values
-    else:
-        return values.to(TYPE, fp_downcast_rounding="rtne")
-
-
-@triton.jit
 def mask_classes(values, rows, CLASSES: tl.constexpr):
     """Minus infinity for the classes that do not exist."""
     return tl.where(rows < CLASSES, values, -INFINITY)
@@ -97,13 +87,13 @@ def pseudo_label_loss_of(values, soft, kept, rows, CLASSES: tl.constexpr):
 
 
 @triton.jit
-def cross_entropy_of(values, label, rows, CLASSES: tl.constexpr, IGNORE: tl.constexpr):
+def cross_entropy_of(values, label, ignore, rows, CLASSES: tl.constexpr):
     """First term of Eq. 7: -log p_label [N], and its gradient [K, N]; 0 where it is ignored.
 
     A label out of range counts as ignored. What is not finite reaches loss and gradient of a
     labelled pixel.
     """
-    counted = (label >= 0) & (label < CLASSES) & (label != IGNORE)
+    counted = (label >= 0) & (label < CLASSES) & (label != ignore)
     chosen = tl.where(counted, label, 0).to(tl.int32)
     values = mask_classes(tl.where(counted[None, :], values, 0.0), rows, CLASSES)
     below, exponentials, total = softmax_parts(values)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
-from .launch import blocks_of, launch, on_device_of, operator, pixel_stride, tuned, tuned_block
-from .numerics import REJECTED, load_penalties, rounded, solve_soft_pseudo_label
+from .launch import blocks_of, kernel_result, launch, on_device_of, operator, pixel_stride, tuned, tuned_block
+from .numerics import REJECTED, load_penalties, solve_soft_pseudo_label
 from .upsample import block_of_pixels, load_pixels
 from .walk import Walk
 
@@ -88,7 +88,7 @@ def soft_pseudo_label_kernel(
     target = soft_ptr + image * soft_stride_b
     target += rows.to(pixel.dtype) * soft_stride_k + (pixel * soft_stride_x)[None, :]
     mask = (rows < CLASSES) & inside[None, :]
-    tl.store(target, rounded(soft, soft_ptr.dtype.element_ty), mask=mask)
+    tl.store(target, soft.to(tl.float32).to(soft_ptr.dtype.element_ty), mask=mask)
     hard = tl.where(kept, winner, REJECTED).to(tl.int64)
     tl.store(hard_ptr + image * pixels + pixel, hard, mask=inside)
 
@@ -128,6 +128,7 @@ def _compute(
     soft, hard = _empty(logits, height, width)
     if hard.numel() == 0:
         return soft, hard
+    soft = kernel_result(soft)
     walk = Walk(logits, (height, width), align_corners)
     batch = logits.shape[0]
     launch(
@@ -146,7 +147,7 @@ def _compute(
         PRECISE=precise(gamma),
         **tuned_block(logits.shape[1]),
     )
-    return soft, hard
+    return soft.to(logits.dtype), hard
 
 
 _operator = operator("soft_pseudo_labels", _fake)(_compute)

@@ -127,38 +127,48 @@ def pixel_stride(tensor: Tensor) -> Any:
     return tensor.stride(-1) if tensor.shape[-1] > 1 else tensor.stride(-2)
 
 
+def spread(padded: int, elements: int) -> dict[str, int]:
+    """BLOCK and warps such that a thread holds about so many elements of [padded, BLOCK] tiles.
+
+    One warp, so that sums over the classes need no memory between threads, unless one pixel's
+    classes are too many for it.
+    """
+    block = max(32 * elements // padded, 1)
+    return {"BLOCK": block, "num_warps": max(padded * block // (32 * elements), 1)}
+
+
 def pixel_block(classes: int, precise: bool = False) -> dict[str, int]:
     """How many pixels a program takes, BLOCK, and its warps.
 
-    Up to 32 classes a thread has a pixel to itself, so that it sums over its classes alone; more,
-    or float64, would not fit its registers. The interpreter's time is one of programs and
-    not of elements: its blocks are large.
+    Up to 32 classes a thread has a pixel to itself, so that it sums over its classes alone. The
+    interpreter's time is one of programs and not of elements: its blocks are large.
     """
     padded = padded_classes(classes)
     if INTERPRETED:
         return {"BLOCK": (1 << 16) // padded, "num_warps": 4}
-    if precise or padded > 32:
-        return {"BLOCK": 16, "num_warps": 8 if padded > 128 else 4}
+    if precise:
+        return spread(padded, 8)
+    if padded > 32:
+        return spread(padded, 16)
     return {"BLOCK": 256 if padded <= 16 else 128, "num_warps": 4}
 
 
-def _fitting(
+# (BLOCK, warps) that are worth trying where a thread has a pixel, or two, to itself.
+PIXEL_CONFIGURATIONS = ((64, 2), (128, 4), (256, 4), (512, 4))
+
+
+def fitting(
     configs: list[triton.Config], named_args: dict[str, Any], **options: Any
 ) -> list[triton.Config]:
     """The configurations that are worth trying for this number of classes."""
     padded, precise = options["PADDED"], options.get("PRECISE", False)
-    only = pixel_block(padded, precise)
     if precise or padded > 32:
-        return [c for c in configs if c.kwargs["BLOCK"] == 16 and c.num_warps == only["num_warps"]]
+        only = pixel_block(padded, precise)
+        return [triton.Config({"BLOCK": only["BLOCK"]}, num_warps=only["num_warps"])]
+    most = 32 // padded  # pixels of a thread
     return [
-        config
-        for config in configs
-        if 1 <= config.kwargs["BLOCK"] // (32 * config.num_warps) <= 32 // padded
+        config for config in configs if config.kwargs["BLOCK"] // (32 * config.num_warps) <= most
     ]
-
-
-# (BLOCK, warps); `_fitting` leaves two to four of them.
-PIXEL_CONFIGURATIONS = ((64, 2), (128, 4), (256, 4), (512, 4), (16, 4), (16, 8))
 
 
 def tuned(kernel: Any) -> Any:
@@ -176,7 +186,7 @@ def tuned(kernel: Any) -> Any:
     key = ["CLASSES", "stride_k", "stride_x", "RESAMPLE_Y", "RESAMPLE_X", "FLAT", "PRECISE"]
     key = [name for name in key if name in kernel.arg_names]
     return triton.autotune(
-        configs=configs, key=key, prune_configs_by={"early_config_prune": _fitting}, **_REMEMBER
+        configs=configs, key=key, prune_configs_by={"early_config_prune": fitting}, **_REMEMBER
     )(kernel)
 
 

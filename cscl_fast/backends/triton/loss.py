@@ -20,11 +20,11 @@ from .launch import (
     blocks_of,
     kernel_result,
     launch,
+    padded_classes,
     pixel_block,
     pixel_stride,
+    spread,
     tuned_block,
-    wide,
-    wide_positions,
 )
 from .pixel_loss import mean_kernel, pixel_gradient_kernel, pixel_loss_kernel
 from .quad_loss import corner_gradient_kernel, quad_loss_kernel
@@ -105,17 +105,21 @@ def _groups(quads: Any, rows: Any) -> int:
     return 1
 
 
-def quad_block(classes: int, precise_arithmetic: bool) -> dict[str, int]:
-    """How many quads a program takes and its warps: fewer elements for a thread than of pixels.
+def quad_block(classes: int, teacher: bool, precise_arithmetic: bool) -> dict[str, int]:
+    """How many quads a program takes, BLOCK, and its warps.
 
-    A thread holds up to eight tiles: two edges of either network, four sums, and one pixel.
+    A thread holds up to ten tiles, two edges of either network, four sums and what is made of a
+    pixel, so that each must be small.
     """
     if INTERPRETED:
         return pixel_block(classes)
-    block = pixel_block(classes, precise_arithmetic)
-    if block["BLOCK"] == 256:
-        return {"BLOCK": 128, "num_warps": 4}
-    return block
+    padded = padded_classes(classes)
+    elements = 16 if padded <= 32 else 8
+    if teacher:
+        elements //= 2
+    if precise_arithmetic:
+        elements //= 2
+    return spread(padded, min(elements, padded))
 
 
 def forward(
@@ -169,7 +173,7 @@ def _walk_quads(
     batch, classes, height, width = logits.shape
     quads = height * width
     groups = _groups(batch * quads, blocks_of(walk.size[0], height))
-    block = quad_block(int(classes), terms.options["PRECISE"])
+    block = quad_block(int(classes), terms.options["TEACHER"], terms.options["PRECISE"])
     parts = batch * groups * blocks_of(quads, block["BLOCK"])
     losses = torch.empty((parts,), dtype=torch.float32, device=logits.device)
     counts = torch.empty((parts,), dtype=torch.int32, device=logits.device)

@@ -125,8 +125,20 @@ def count_kernel(
 
 
 @triton.jit
+def load_counts(
+    histogram_ptr, other_ptr, row, place, exists, TOTAL: tl.constexpr, OTHER: tl.constexpr
+):
+    """Counts [N, CHUNK] of the bins `place` of some classes."""
+    offset = row * TOTAL + place
+    counts = tl.load(histogram_ptr + offset, mask=exists, other=0)
+    if OTHER:
+        counts += tl.load(other_ptr + offset, mask=exists, other=0)
+    return counts
+
+
+@triton.jit
 def select_kernel(
-    histogram_ptr,  # [K, BINS] int64
+    histogram_ptr,  # [K, bins] int64
     other_ptr,  # the same, added to it if OTHER
     selected_ptr,  # [K] int32, upper bin; written if UPPER, read if LOWER, -1 for an empty class
     rank_ptr,  # [K] int64, rank within the upper bin; likewise
@@ -134,55 +146,54 @@ def select_kernel(
     portion_high,  # the portion is the sum of these three, exactly
     portion_middle,
     portion_low,
+    classes,
     TOTAL: tl.constexpr,  # bins
     MODE: tl.constexpr,
     OTHER: tl.constexpr,
     CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,  # classes of a program
 ):
-    """Program k finds the bin that holds class k's order statistic, counting from the top."""
-    k = tl.program_id(0)
-    base = histogram_ptr + k.to(tl.int64) * TOTAL
-    other = other_ptr + k.to(tl.int64) * TOTAL
+    """Finds the bin that holds the order statistic of each class, counting from the top."""
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < classes
+    row = k[:, None].to(tl.int64)
     if MODE == LOWER:
-        rank = tl.load(rank_ptr + k)
+        rank = tl.load(rank_ptr + k, mask=inside, other=0)
     else:
-        counts = tl.zeros([CHUNK], dtype=tl.int64)
+        counts = tl.zeros([BLOCK, CHUNK], dtype=tl.int64)
         for first in range(0, TOTAL, CHUNK):
-            place = first + tl.arange(0, CHUNK)
-            counts += tl.load(base + place, mask=place < TOTAL, other=0)
-            if OTHER:
-                counts += tl.load(other + place, mask=place < TOTAL, other=0)
-        number = tl.sum(counts, axis=0)
+            place = (first + tl.arange(0, CHUNK))[None, :]
+            exists = (place < TOTAL) & inside[:, None]
+            counts += load_counts(histogram_ptr, other_ptr, row, place, exists, TOTAL, OTHER)
+        number = tl.sum(counts, axis=1)
         portion = tl.cast(portion_high, tl.float64) + tl.cast(portion_middle, tl.float64)
         portion += tl.cast(portion_low, tl.float64)
         rank = tl.floor(portion * number.to(tl.float64)).to(tl.int64)
         rank = tl.maximum(tl.minimum(rank, number - 1), 0)
-    above = tl.full([], 0, dtype=tl.int64)  # confidences in the bins gone over
-    passed = tl.full([], 0, dtype=tl.int64)  # bins that lie above the order statistic
-    before = tl.full([], 0, dtype=tl.int64)  # confidences in those
+    above = tl.zeros([BLOCK], dtype=tl.int64)  # confidences in the bins gone over
+    passed = tl.zeros([BLOCK], dtype=tl.int64)  # bins that lie above the order statistic
+    before = tl.zeros([BLOCK], dtype=tl.int64)  # confidences in those
     for first in range(0, TOTAL, CHUNK):
-        place = first + tl.arange(0, CHUNK)
-        exists = place < TOTAL
-        here = tl.load(base + (TOTAL - 1 - place), mask=exists, other=0)
-        if OTHER:
-            here += tl.load(other + (TOTAL - 1 - place), mask=exists, other=0)
-        over = exists & (above + tl.cumsum(here, axis=0) <= rank)
-        passed += tl.sum(over.to(tl.int64), axis=0)
-        before += tl.sum(tl.where(over, here, 0), axis=0)
-        above += tl.sum(here, axis=0)
+        place = TOTAL - 1 - (first + tl.arange(0, CHUNK))[None, :]
+        exists = (place >= 0) & inside[:, None]
+        here = load_counts(histogram_ptr, other_ptr, row, place, exists, TOTAL, OTHER)
+        over = exists & (above[:, None] + tl.cumsum(here, axis=1) <= rank[:, None])
+        passed += tl.sum(over.to(tl.int64), axis=1)
+        before += tl.sum(tl.where(over, here, 0), axis=1)
+        above += tl.sum(here, axis=1)
     found = tl.maximum(TOTAL - 1 - passed, 0).to(tl.int32)
     if MODE == STREAMING:
         # 17 bits: the centre is exact.
         centre = (2 * found + 1).to(tl.float32) * (0.5 / TOTAL)
-        tl.store(thresholds_ptr + k, tl.where(number > 0, centre, 1.0))
+        tl.store(thresholds_ptr + k, tl.where(number > 0, centre, 1.0), mask=inside)
     elif MODE == UPPER:
-        tl.store(selected_ptr + k, tl.where(number > 0, found, -1))
-        tl.store(rank_ptr + k, rank - before)
+        tl.store(selected_ptr + k, tl.where(number > 0, found, -1), mask=inside)
+        tl.store(rank_ptr + k, rank - before, mask=inside)
     else:
-        upper = tl.load(selected_ptr + k)
+        upper = tl.load(selected_ptr + k, mask=inside, other=-1)
         bits = (upper << _LOWER_BITS) + found + _LOWEST_BITS
         delta = bits.to(tl.float32, bitcast=True)
-        tl.store(thresholds_ptr + k, tl.where(upper >= 0, delta, 1.0))
+        tl.store(thresholds_ptr + k, tl.where(upper >= 0, delta, 1.0), mask=inside)
 
 
 def _in_three(portion: float) -> tuple[float, float, float]:
@@ -232,19 +243,23 @@ def _select(
     mode: int,
 ) -> None:
     classes, bins = histogram.shape
+    chunk = power_of_two(bins) if INTERPRETED else _CHUNK
+    block = 16 if INTERPRETED else 1
     launch(
         select_kernel,
-        (classes,),
+        (blocks_of(classes, block),),
         histogram,
         histogram if other is None else other,
         selected,
         rank,
         thresholds,
         *_in_three(portion),
+        classes,
         TOTAL=int(bins),
         MODE=mode,
         OTHER=other is not None,
-        CHUNK=power_of_two(bins) if INTERPRETED else _CHUNK,
+        CHUNK=chunk,
+        BLOCK=block,
         num_warps=8,
     )
 

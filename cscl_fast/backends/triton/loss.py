@@ -118,7 +118,7 @@ def quad_block(classes: int, teacher: bool, precise_arithmetic: bool) -> dict[st
     if teacher:
         elements //= 2
     if precise_arithmetic:
-        elements //= 2
+        elements //= 4
     return spread(padded, min(elements, padded))
 
 

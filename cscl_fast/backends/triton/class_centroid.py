@@ -40,7 +40,7 @@ from .second_derivative import refuse_second_derivative
 _PART_LOCATIONS = 512
 _MOST_PARTS = 64
 # Locations and channels of a tile of the gradient, and channels of a centroid.
-_GRADIENT_TILE = (64, 64)
+GRADIENT_TILE = (64, 64)
 _CENTROID_CHANNELS = 256
 
 
@@ -170,7 +170,7 @@ def write_gradient(
         return gradient
     slope = slope.contiguous()
     target = kernel_result(gradient)
-    locations, (tile, wide_tile) = row.numel(), _GRADIENT_TILE
+    locations, (tile, wide_tile) = row.numel(), GRADIENT_TILE
     if INTERPRETED:
         tile = 1024
     launch(

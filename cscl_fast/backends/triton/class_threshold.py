@@ -19,7 +19,15 @@ from torch import Tensor
 
 from cscl_fast.backends.reference.class_threshold import BINS
 
-from .launch import INTERPRETED, blocks_of, launch, on_device_of, operator, pixel_block, power_of_two
+from .launch import (
+    INTERPRETED,
+    blocks_of,
+    launch,
+    on_device_of,
+    operator,
+    pixel_block,
+    power_of_two,
+)
 from .numerics import confidence_of
 from .upsample import block_of_pixels, load_pixels
 from .walk import Walk
@@ -34,12 +42,12 @@ LOWER = tl.constexpr(2)
 _LOWEST_BITS = tl.constexpr((127 - 9) << 23)
 _LOWER_BITS = tl.constexpr(11)
 # The confidence 1 alone would have a bin of its own; it shares the one below it.
-_UPPER_BINS = 9 << 12
-_LOWER_BINS = (1 << 11) + 1
+UPPER_BINS = 9 << 12
+LOWER_BINS = (1 << 11) + 1
 
 _BINS = tl.constexpr(BINS)
-_LAST_UPPER = tl.constexpr(_UPPER_BINS - 1)
-_CHUNK = 4096
+_LAST_UPPER = tl.constexpr(UPPER_BINS - 1)
+CHUNK = 4096
 
 
 @triton.jit
@@ -243,7 +251,7 @@ def _select(
     mode: int,
 ) -> None:
     classes, bins = histogram.shape
-    chunk = power_of_two(bins) if INTERPRETED else _CHUNK
+    chunk = power_of_two(bins) if INTERPRETED else CHUNK
     block = 16 if INTERPRETED else 1
     launch(
         select_kernel,
@@ -286,9 +294,7 @@ def _fake_of_histogram(
 def _of_histogram(histogram: Tensor, other: Tensor | None, portions: Sequence[float]) -> Tensor:
     thresholds = _fake_of_histogram(histogram, other, portions)
     for row, portion in enumerate(portions):
-        _select(
-            histogram, other, histogram, histogram, thresholds[row], portion, STREAMING.value
-        )
+        _select(histogram, other, histogram, histogram, thresholds[row], portion, STREAMING.value)
     return thresholds
 
 
@@ -305,7 +311,7 @@ def _exact(logits: Tensor, portion: float, height: int, width: int, align_corner
     thresholds = torch.empty((classes,), dtype=torch.float32, **options)
     selected = torch.empty((classes,), dtype=torch.int32, **options)
     rank = torch.empty((classes,), dtype=torch.int64, **options)
-    for bins, mode in ((_UPPER_BINS, UPPER.value), (_LOWER_BINS, LOWER.value)):
+    for bins, mode in ((UPPER_BINS, UPPER.value), (LOWER_BINS, LOWER.value)):
         histogram = torch.zeros((classes, bins), dtype=torch.int64, **options)
         _count(histogram, selected, logits, (height, width), align_corners, mode)
         _select(histogram, None, selected, rank, thresholds, portion, mode)

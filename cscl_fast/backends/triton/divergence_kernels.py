@@ -75,7 +75,9 @@ def slope_by_centroid(slope, share, total, centroid, eps, SOFTMAX: tl.constexpr)
 
 
 @triton.jit
-def number_of_present(source_mass_ptr, target_mass_ptr, CLASSES: tl.constexpr, PADDED: tl.constexpr):
+def number_of_present(
+    source_mass_ptr, target_mass_ptr, CLASSES: tl.constexpr, PADDED: tl.constexpr
+):
     """How many classes both sides show, at least 1."""
     classes = tl.arange(0, PADDED)
     source = tl.load(source_mass_ptr + classes, mask=classes < CLASSES, other=0.0)

@@ -172,7 +172,7 @@ def fitting(
 
 
 def tuned(kernel: Any) -> Any:
-    """A kernel over pixels with `triton.autotune` over BLOCK and warps, chosen once per K and dtype.
+    """A kernel over pixels, with `triton.autotune` over BLOCK and warps for each K and dtype.
 
     Only kernels without a sum over pixels are tuned, and in every configuration that is tried for
     one K the classes of a pixel lie alike: which one wins may differ between two runs, and must not

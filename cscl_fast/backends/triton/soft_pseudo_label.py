@@ -14,7 +14,16 @@ from torch import Tensor
 
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
-from .launch import blocks_of, kernel_result, launch, on_device_of, operator, pixel_stride, tuned, tuned_block
+from .launch import (
+    blocks_of,
+    kernel_result,
+    launch,
+    on_device_of,
+    operator,
+    pixel_stride,
+    tuned,
+    tuned_block,
+)
 from .numerics import REJECTED, load_penalties, solve_soft_pseudo_label
 from .upsample import block_of_pixels, load_pixels
 from .walk import Walk

@@ -1,4 +1,6 @@
-"""Rewards of the transferability critic, R = R^s + R^a: `torch.ops.cscl_fast_triton.transfer_reward`.
+"""Rewards of the transferability critic, R = R^s + R^a.
+
+The operator is `torch.ops.cscl_fast_triton.transfer_reward`.
 
 A program takes a block of locations and keeps the logits of both sides. What float32 leaves
 undecided is decided once more in float64, by blocks that hold such a location.

@@ -39,7 +39,7 @@ def line_position(line, source, output, ALIGN: tl.constexpr, REAL: tl.constexpr)
     last = first >= source - 1
     rest = tl.where(last, 0, rest)
     second = tl.where(last, first, first + 1)
-    if REAL == tl.float64:
+    if REAL == tl.float64:  # noqa: SIM300
         far = rest.to(REAL) / denominator.to(REAL)
         near = (denominator - rest).to(REAL) / denominator.to(REAL)
     else:

@@ -224,11 +224,18 @@ def _quad_loss() -> Iterator[_Variant]:
                 typical = record and (count == 19 or (count == 256 and name == "teacher-precise"))
                 variant = f"{count}-{name}{'' if record else '-value'}"
                 yield variant, {**common, **terms, "RECORD": record, **block}, warps, typical
-    block = {"BLOCK": 16, "RECORD": True, "PSEUDO": False, "TEACHER": False, "PRECISE": False}
+    block = dict(loss.quad_block(19, False, False, wide_offsets=True))
+    warps = block.pop("num_warps")
+    terms = {"RECORD": True, "PSEUDO": False, "TEACHER": False, "PRECISE": False}
     common = {name: _pixels(19, True)[name] for name in names}
     for axes in ((True, False), (False, True)):
         sides = {"RESAMPLE_Y": axes[0], "RESAMPLE_X": axes[1], "WIDE": True, "ALIGN": True}
-        yield f"19-{'rows' if axes[0] else 'columns'}-wide", {**common, **block, **sides}, 1, True
+        yield (
+            f"19-{'rows' if axes[0] else 'columns'}-wide",
+            {**common, **terms, **block, **sides},
+            warps,
+            True,
+        )
 
 
 def _count() -> Iterator[_Variant]:

@@ -40,7 +40,7 @@ from .second_derivative import refuse_second_derivative
 _PART_LOCATIONS = 512
 _MOST_PARTS = 64
 # Locations and channels of a tile of the gradient, and channels of a centroid.
-GRADIENT_TILE = (64, 64)
+GRADIENT_TILE = (32, 64)
 _CENTROID_CHANNELS = 256
 
 
@@ -75,7 +75,7 @@ def sum_tile(classes: int, channels: int) -> dict[str, int]:
         return {"LOCATIONS": 1024, "CHANNELS": min(power_of_two(channels), 256)}
     padded = padded_classes(classes)
     most = 64 if padded <= 32 else 32 if padded <= 64 else 16
-    return {"LOCATIONS": 64, "CHANNELS": most}
+    return {"LOCATIONS": 32, "CHANNELS": most}
 
 
 def _assign(labels: Tensor, num_classes: int, row: Tensor, weight: Tensor) -> None:

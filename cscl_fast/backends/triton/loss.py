@@ -105,7 +105,9 @@ def _groups(quads: Any, rows: Any) -> int:
     return 1
 
 
-def quad_block(classes: int, teacher: bool, precise_arithmetic: bool) -> dict[str, int]:
+def quad_block(
+    classes: int, teacher: bool, precise_arithmetic: bool, wide_offsets: bool = False
+) -> dict[str, int]:
     """How many quads a program takes, BLOCK, and its warps.
 
     A thread holds up to ten tiles, two edges of either network, four sums and what is made of a
@@ -119,7 +121,9 @@ def quad_block(classes: int, teacher: bool, precise_arithmetic: bool) -> dict[st
         elements //= 2
     if precise_arithmetic:
         elements //= 4
-    return spread(padded, min(elements, padded))
+    if wide_offsets:
+        elements //= 2
+    return spread(padded, max(min(elements, padded), 1))
 
 
 def forward(
@@ -173,7 +177,11 @@ def _walk_quads(
     batch, classes, height, width = logits.shape
     quads = height * width
     groups = _groups(batch * quads, blocks_of(walk.size[0], height))
-    block = quad_block(int(classes), terms.options["TEACHER"], terms.options["PRECISE"])
+    names = ("CLASSES", "PADDED", "ALIGN", "RESAMPLE_Y", "RESAMPLE_X", "WIDE")
+    options = _options(walk, terms, *names)
+    block = quad_block(
+        int(classes), options["TEACHER"], options["PRECISE"], wide_offsets=options["WIDE"]
+    )
     parts = batch * groups * blocks_of(quads, block["BLOCK"])
     losses = torch.empty((parts,), dtype=torch.float32, device=logits.device)
     counts = torch.empty((parts,), dtype=torch.int32, device=logits.device)
@@ -181,8 +189,6 @@ def _walk_quads(
     if record:
         shape = (groups, 4, *logits.shape)
         corners = torch.empty(shape, dtype=torch.float32, device=logits.device)
-    names = ("CLASSES", "PADDED", "ALIGN", "RESAMPLE_Y", "RESAMPLE_X", "WIDE")
-    options = _options(walk, terms, *names)
     launch(
         quad_loss_kernel,
         (parts,),

@@ -31,6 +31,14 @@ from .upsample import block_of_pixels, load_pixels
 _IGNORED = tl.constexpr(255)
 
 
+@triton.jit
+def gains_precisely(gated, plain, label, rows, CLASSES: tl.constexpr):
+    """[N] bool: the gate makes the label's class strictly likelier, in float64."""
+    gated_log, _, _, _ = label_probability_of(gated.to(tl.float64), label, rows, CLASSES)
+    plain_log, _, _, _ = label_probability_of(plain.to(tl.float64), label, rows, CLASSES)
+    return gated_log > plain_log
+
+
 @tuned
 @triton.jit
 def transfer_reward_kernel(
@@ -109,9 +117,9 @@ def transfer_reward_kernel(
     doubt = 1e-5 - 5e-7 * (gated_below + plain_below)
     undecided = valid & finite & plain_finite & ~(tl.abs(gain) >= doubt)
     if tl.max(undecided.to(tl.int32), axis=0) > 0:
-        wide_gated, _, _, _ = label_probability_of(gated.to(tl.float64), label, rows, CLASSES)
-        wide_plain, _, _, _ = label_probability_of(plain.to(tl.float64), label, rows, CLASSES)
-        likelier = tl.where(undecided, wide_gated - wide_plain > 0, likelier)
+        likelier = tl.where(
+            undecided, gains_precisely(gated, plain, label, rows, CLASSES), likelier
+        )
     earns = valid & finite
     reward = (earns & (winner == label)).to(tl.float32)
     reward += (earns & plain_finite & likelier).to(tl.float32)

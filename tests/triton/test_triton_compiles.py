@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles to machine code, ahead of time and without a GPU, and does not spill.
+"""Every Triton kernel compiles to machine code, without a GPU, and spills no register.
 
 An ordinary run compiles the typical variants of every kernel (`KernelCase.typical`): for every
 dtype on sm_90, for one dtype on the other architectures. With CSCL_FAST_TRITON_COMPILE=full in the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_compiles(
     case: KernelCase,
     architecture: int,
     tmp_path: Path,
-    record_property: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
 ) -> None:
     source = ASTSource(case.kernel, case.signature, case.constexprs)
     target = GPUTarget("cuda", architecture, 32)
@@ -97,8 +98,6 @@ def test_no_kernel_is_forgotten() -> None:
         for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)
     }
     assert written == listed
-    for name in listed:
-        dtypes = {case.dtype for case in KERNELS if case.name == name}
-        reads_data = any("data" in str(case.signature) for case in KERNELS)
-        assert dtypes in (set(DTYPES), {DTYPES[0]}), (name, reads_data)
+    for name in listed:  # all dtypes, or one if it reads and writes no logits and no features
+        assert {case.dtype for case in KERNELS if case.name == name} in (set(DTYPES), {DTYPES[0]})
     assert len({case.id for case in KERNELS}) == len(KERNELS)

@@ -44,8 +44,6 @@ from cscl_fast.backends.triton.transfer_reward import transfer_reward
 from cscl_fast.backends.triton.upsampled_cross_entropy import upsampled_cross_entropy
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 in advance")
-    not INTERPRETED, reason="runs in a process with TRITON_INTERPRET=1"
-)
 SCALE = 1024.0  # gradients of a mean are below what float16 can hold
 # One layout and dtype for every case, so that all of them occur.
 SPREAD = [
@@ -53,8 +51,7 @@ SPREAD = [
     for i, case in enumerate(CASES)
 ]
 ALL_KINDS = [
-    pytest.param(CASES[i], dtype, layout, id=f"{CASES[i].name}-{dtype}-{layout}")
-    for i in (0, 1)
+    pytest.param(CASES[1], dtype, layout, id=f"{CASES[1].name}-{dtype}-{layout}")
     for dtype in DTYPES
     for layout in LAYOUTS
 ]
@@ -335,7 +332,7 @@ def test_a_bad_feature_spoils_its_own_class_only() -> None:
 @pytest.mark.parametrize("name", FEATURES)
 def test_symmetric_soft_divergence(name: str, normalise: str) -> None:
     classes = FEATURES[name][1]
-    for i, dtype in enumerate(DTYPES):
+    for i, dtype in enumerate(DTYPES if classes < 256 else DTYPES[:1]):
         source, hard, _ = make_features(name, dtype, LAYOUTS[i], 0)
         target, _, soft = make_features(name, dtype, LAYOUTS[i], 1)
         loss = symmetric_soft_divergence(source, hard, target, soft, classes, normalise, 1e-6)
@@ -466,21 +463,21 @@ def test_a_second_derivative_is_refused(name: str) -> None:
 def test_opcheck() -> None:
     """The registrations: schema, fake tensors, autograd, and tracing with dynamic shapes."""
     operators = torch.ops.cscl_fast_triton
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        for size in ((6, 7), (15, 20)):
-            x = torch.randn(2, 5, 6, 7).contiguous(memory_format=memory_format).requires_grad_()
-            labels = LABELS if size != (6, 7) else SMALL
-            torch.library.opcheck(
-                operators.soft_pseudo_labels.default, (x.detach(), DELTA, 0.25, *size, False)
-            )
-            for record in (False, True):
-                torch.library.opcheck(
-                    operators.upsampled_cross_entropy.default, (x, labels, 255, False, record)
-                )
-                torch.library.opcheck(
-                    operators.pseudo_label_loss.default,
-                    (x, x.detach() * 2, DELTA, 0.25, *size, False, record),
-                )
+    for memory_format, size, labels in (
+        (torch.contiguous_format, (6, 7), SMALL),
+        (torch.channels_last, (9, 8), torch.arange(2 * 9 * 8).view(2, 9, 8) % 6),
+    ):
+        x = torch.randn(2, 5, 6, 7).contiguous(memory_format=memory_format).requires_grad_()
+        torch.library.opcheck(
+            operators.soft_pseudo_labels.default, (x.detach(), DELTA, 0.25, *size, False)
+        )
+        torch.library.opcheck(
+            operators.upsampled_cross_entropy.default, (x, labels, 255, False, False)
+        )
+        torch.library.opcheck(
+            operators.pseudo_label_loss.default,
+            (x, x.detach() * 2, DELTA, 0.25, *size, False, True),
+        )
     x = torch.randn(2, 5, 6, 7, requires_grad=True)
     histogram = class_threshold.new_histogram(5, "cpu")
     torch.library.opcheck(

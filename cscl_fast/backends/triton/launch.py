@@ -49,7 +49,7 @@ def operator(
     """
 
     def register(compute: Callable[..., Any]) -> Any:
-        make = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+        make: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
         registered = make(f"{NAMESPACE}::{name}", compute, mutates_args=tuple(mutates))
         if INTERPRETED:
             registered.register_fake(fake)

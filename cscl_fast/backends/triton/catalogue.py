@@ -185,8 +185,9 @@ def _soft_pseudo_label() -> Iterator[_Variant]:
                     if not upsampled:
                         options["soft_stride_x"] = 1
                     yield name, options, warps, count in (19, 256) and i == 0
-    options = {**_pixels(19, True), "PRECISE": False, "BLOCK": 128, "ALIGN": True, "WIDE": True}
-    yield "19-aligned-wide", options, 4, True
+    block, warps = _fixed(19)
+    options = {**_pixels(19, True), "PRECISE": False, "ALIGN": True, "WIDE": True, **block}
+    yield "19-aligned-wide", options, warps, True
 
 
 def _terms() -> Iterator[tuple[str, dict[str, Any]]]:

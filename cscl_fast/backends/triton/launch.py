@@ -22,6 +22,10 @@ NAMESPACE = "cscl_fast_triton"
 _LARGE = 1 << 31
 
 
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
 def _interpreted() -> bool:
     knobs = getattr(triton, "knobs", None)
     return bool(knobs.runtime.interpret) if knobs is not None else False
@@ -137,20 +141,27 @@ def spread(padded: int, elements: int) -> dict[str, int]:
     return {"BLOCK": block, "num_warps": max(padded * block // (32 * elements), 1)}
 
 
+# Triton before 3.7 needs about twice the registers for the same tile.
+ELEMENTS_OF_THREAD = 32 if _version() >= (3, 7) else 16
+# The same for a walk over quads, which holds up to ten tiles at once.
+QUAD_ELEMENTS_OF_THREAD = 16 if _version() >= (3, 7) else 4
+
+
 def pixel_block(classes: int, precise: bool = False) -> dict[str, int]:
     """How many pixels a program takes, BLOCK, and its warps.
 
-    Up to 32 classes a thread has a pixel to itself, so that it sums over its classes alone. The
-    interpreter's time is one of programs and not of elements: its blocks are large.
+    Up to ELEMENTS_OF_THREAD classes a thread has a pixel to itself, so that it sums over its
+    classes alone. The interpreter's time is one of programs and not of elements: its blocks are
+    large.
     """
     padded = padded_classes(classes)
     if INTERPRETED:
         return {"BLOCK": (1 << 16) // padded, "num_warps": 4}
     if precise:
-        return spread(padded, 8)
-    if padded > 32:
-        return spread(padded, 16)
-    return {"BLOCK": 256 if padded <= 16 else 128, "num_warps": 4}
+        return spread(padded, ELEMENTS_OF_THREAD // 4)
+    if padded > ELEMENTS_OF_THREAD:
+        return spread(padded, ELEMENTS_OF_THREAD // 2)
+    return {"BLOCK": 256 if 2 * padded <= ELEMENTS_OF_THREAD else 128, "num_warps": 4}
 
 
 # (BLOCK, warps) that are worth trying where a thread has a pixel, or two, to itself.
@@ -162,10 +173,10 @@ def fitting(
 ) -> list[triton.Config]:
     """The configurations that are worth trying for this number of classes."""
     padded, precise = options["PADDED"], options.get("PRECISE", False)
-    if precise or padded > 32:
+    if precise or padded > ELEMENTS_OF_THREAD:
         only = pixel_block(padded, precise)
         return [triton.Config({"BLOCK": only["BLOCK"]}, num_warps=only["num_warps"])]
-    most = 32 // padded  # pixels of a thread
+    most = ELEMENTS_OF_THREAD // padded  # pixels of a thread
     return [
         config for config in configs if config.kwargs["BLOCK"] // (32 * config.num_warps) <= most
     ]

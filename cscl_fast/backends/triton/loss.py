@@ -17,6 +17,7 @@ from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from .launch import (
     INTERPRETED,
+    QUAD_ELEMENTS_OF_THREAD,
     blocks_of,
     kernel_result,
     launch,
@@ -116,7 +117,7 @@ def quad_block(
     if INTERPRETED:
         return pixel_block(classes)
     padded = padded_classes(classes)
-    elements = 16 if padded <= 32 else 8
+    elements = QUAD_ELEMENTS_OF_THREAD // (1 if padded <= 32 else 2)
     if teacher:
         elements //= 2
     if precise_arithmetic:

@@ -262,9 +262,10 @@ def _select() -> Iterator[_Variant]:
 def _reward() -> Iterator[_Variant]:
     names = ("CLASSES", "PADDED", "FLAT", "WIDE", "stride_x")
     for count in (19, 2, 13, 64, 128, 256):
+        block = dict(transfer_reward.reward_block(count))
+        warps = block.pop("num_warps")
         common = {name: _pixels(count, False)[name] for name in names}
-        for i, (block, warps) in enumerate(_blocks(count)):
-            yield f"{count}-{i}", {**common, **block}, warps, count in (19, 256) and i == 0
+        yield f"{count}", {**common, **block}, warps, count in (19, 256)
 
 
 def _assign() -> Iterator[_Variant]:

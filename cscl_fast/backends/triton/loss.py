@@ -117,7 +117,7 @@ def quad_block(
     if INTERPRETED:
         return pixel_block(classes)
     padded = padded_classes(classes)
-    elements = QUAD_ELEMENTS_OF_THREAD // (1 if padded <= 32 else 2)
+    elements = QUAD_ELEMENTS_OF_THREAD // (1 if padded <= 32 else 2 if padded <= 128 else 4)
     if teacher:
         elements //= 2
     if precise_arithmetic:

@@ -14,14 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import (
+    INTERPRETED,
     blocks_of,
     flat,
     launch,
     on_device_of,
     operator,
     padded_classes,
-    tuned,
-    tuned_block,
+    pixel_block,
     wide,
     wide_positions,
 )
@@ -39,7 +39,6 @@ def gains_precisely(gated, plain, label, rows, CLASSES: tl.constexpr):
     return gated_log > plain_log
 
 
-@tuned
 @triton.jit
 def transfer_reward_kernel(
     gated_ptr,  # [B, K, h, w]
@@ -127,6 +126,14 @@ def transfer_reward_kernel(
     tl.store(valid_ptr + place, valid, mask=inside)
 
 
+def reward_block(classes: int) -> dict[str, int]:
+    """How many locations a program takes, and its warps: a thread for each, which holds two."""
+    block = pixel_block(classes)
+    if INTERPRETED or block["BLOCK"] < 64:
+        return block
+    return {"BLOCK": 64, "num_warps": 2}
+
+
 def _fake(gated_logits: Tensor, plain_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """reward float32 and valid bool, both [B, 1, h, w]."""
     batch, _, height, width = gated_logits.shape
@@ -144,9 +151,10 @@ def _compute(gated_logits: Tensor, plain_logits: Tensor, labels: Tensor) -> tupl
     if reward.numel() == 0:
         return reward, valid
     size = (height, width)
+    block = reward_block(int(classes))
     launch(
         transfer_reward_kernel,
-        lambda meta: (batch * blocks_of(height * width, meta["BLOCK"]),),
+        (batch * blocks_of(height * width, block["BLOCK"]),),
         gated_logits,
         plain_logits,
         labels.contiguous(),
@@ -160,7 +168,7 @@ def _compute(gated_logits: Tensor, plain_logits: Tensor, labels: Tensor) -> tupl
         PADDED=padded_classes(int(classes)),
         FLAT=flat(gated_logits) and flat(plain_logits),
         WIDE=wide(gated_logits, plain_logits) or wide_positions(size, size),
-        **tuned_block(classes),
+        **block,
     )
     return reward, valid
 

@@ -117,9 +117,9 @@ def quad_block(
     if INTERPRETED:
         return pixel_block(classes)
     padded = padded_classes(classes)
-    elements = QUAD_ELEMENTS_OF_THREAD // (1 if padded <= 32 else 2 if padded <= 128 else 4)
+    elements = QUAD_ELEMENTS_OF_THREAD // (1 if padded <= 32 else 2)
     if teacher:
-        elements //= 2
+        elements //= 2 if padded <= 128 else 4
     if precise_arithmetic:
         elements //= 4
     if wide_offsets:

@@ -1,0 +1,37 @@
+"""Refuses second derivatives, which the Triton kernels do not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Refuse(torch.autograd.Function):
+    """The gradient unchanged; an error for whoever differentiates it."""
+
+    @staticmethod
+    def forward(gradient: Tensor, depends_on: Tensor, operator: str) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operator = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            f"{ctx.operator} has no second derivative on the backend 'triton'; "
+            "use_backend('reference') has one"
+        )
+
+
+def refuse_second_derivative(gradient: Tensor, depends_on: Tensor, operator: str) -> Tensor:
+    """`gradient`, such that differentiating it by `depends_on` is an error and not a zero.
+
+    Costs nothing unless the backward pass is itself recorded (`create_graph=True`).
+    """
+    if torch.is_grad_enabled() and depends_on.requires_grad:
+        return _Refuse.apply(gradient, depends_on, operator)
+    return gradient

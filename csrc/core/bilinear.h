@@ -45,24 +45,43 @@ using LinePosition = LinePositionOf<int64_t>;
 
 // Coordinates are integer fractions: a line that falls exactly on a source line does so here, too,
 // and each weight is rounded once (up to 2^24 output lines; beyond them by three units).
-// `Integer` holds 2 * output * source.
+// The same in integers: the weights are near / denominator and far / denominator. Sums of values
+// times these are exact for values of few bits, so that classes that tie by other values at other
+// locations go on doing so. `Integer` holds 2 * output * source.
+template <typename Integer>
+struct LineFraction {
+  Integer first, near, far;
+};
+
+template <typename Integer>
+CSCL_HD Integer line_denominator(Integer output, bool align_corners) {
+  if (!align_corners) return 2 * output;
+  return output > 1 ? output - 1 : 1;
+}
+
+template <typename Integer>
+CSCL_HD LineFraction<Integer> line_fraction(Integer i, Integer source, Integer output,
+                                            bool align_corners) {
+  const Integer denominator = line_denominator(output, align_corners);
+  Integer numerator = i * (source - 1);
+  if (!align_corners) {
+    numerator = (2 * i + 1) * source - output;
+    if (numerator < 0) numerator = 0;
+  }
+  LineFraction<Integer> line;
+  line.first = quotient(numerator, denominator);
+  line.far = numerator - line.first * denominator;
+  line.near = denominator - line.far;
+  return line;
+}
+
 template <typename Integer>
 CSCL_HD LinePositionOf<Integer> line_position(Integer i, Integer source, Integer output,
                                               bool align_corners) {
-  Integer numerator = i * (source - 1);
-  Integer denominator = output > 1 ? output - 1 : 1;
-  if (!align_corners) {
-    numerator = (2 * i + 1) * source - output;
-    denominator = 2 * output;
-    if (numerator < 0) numerator = 0;
-  }
-  LinePositionOf<Integer> position;
-  position.first = quotient(numerator, denominator);
-  const Integer remainder = numerator - position.first * denominator;
-  position.near_weight =
-      static_cast<float>(denominator - remainder) / static_cast<float>(denominator);
-  position.far_weight = static_cast<float>(remainder) / static_cast<float>(denominator);
-  return position;
+  const LineFraction<Integer> line = line_fraction(i, source, output, align_corners);
+  const float denominator = static_cast<float>(line_denominator(output, align_corners));
+  return {line.first, static_cast<float>(line.near) / denominator,
+          static_cast<float>(line.far) / denominator};
 }
 
 // The first output line whose source line is `line` or a later one; `output` if there is none.

@@ -1,8 +1,9 @@
 // A number as the sum of two floats, about 46 bits: what stands in for double on GPUs, whose
 // consumer models compute doubles at 1/64 of the speed of floats.
 //
-// `low` is at most half a unit in the last place of `high`. Infinities and NaN are not handled
-// beyond `high`; whoever needs to know of them looks at the floats first.
+// `low` is at most half a unit in the last place of `high`. Sums of infinities and NaN are what
+// they are with floats; products and quotients are not, and whoever needs to know looks at the
+// floats.
 #pragma once
 
 #include <cmath>
@@ -52,6 +53,7 @@ CSCL_HD FloatPair exact_product(float a, float b) {
 CSCL_HD FloatPair operator-(FloatPair a) { return {-a.high, -a.low}; }
 CSCL_HD FloatPair operator+(FloatPair a, FloatPair b) {
   const FloatPair high = exact_sum(a.high, b.high);
+  if (!(high.high - high.high == 0.0f)) return FloatPair(high.high);  // infinite, or NaN
   const FloatPair low = exact_sum(a.low, b.low);
   const FloatPair sum = exact_sum_of_ordered(high.high, high.low + low.high);
   return exact_sum_of_ordered(sum.high, sum.low + low.low);

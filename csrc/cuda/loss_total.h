@@ -153,7 +153,8 @@ static __global__ void __launch_bounds__(kFinishThreads)
   const int row = static_cast<int>(line - image * tiling.height);
   gather_gradient_row(gradient_parts, tiling, classes, image, row,
                       static_cast<int>(blockIdx.x - line * chunks) * kGatheredClasses,
-                      count > 0 ? 1.0f / static_cast<float>(count) : 0.0f, gradient, channels_last);
+                      count > 0 ? tiling.scale / static_cast<float>(count) : 0.0f, gradient,
+                      channels_last);
 }
 
 inline void finish_with_gradient(const LossParts& parts, int64_t batch, int classes,

@@ -26,7 +26,7 @@ size_t upsampled_bytes(const Tiling& tiling, int classes) {
   }
   if (Body::kGradient) {
     bytes += GradientTile::bytes(tiling);
-    if (!kUpsampledInRegisters<Body, Classes>) {
+    if (!kUpsampledInRegisters<Body, Classes> && Body::kInputs == 1 && !Body::kOtherColumn) {
       bytes += shared_bytes<float>(PixelTile::count(pixels, classes));
     }
   }
@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>, (kUpsampledBlocks<Classes
     }
     const float near_weight = rows.near_weight[i], far_weight = rows.far_weight[i];
     RegisterColumn<kCount> column, other;
-    around.interpolate_to(column.values, near_weight, far_weight, classes);
+    around.interpolate_to(column.values, near_weight, far_weight, tiling.scale, classes);
     if constexpr (kTwo) {
-      other_around.interpolate_to(other.values, near_weight, far_weight, classes);
+      other_around.interpolate_to(other.values, near_weight, far_weight, tiling.scale, classes);
     }
     const int64_t row = static_cast<int64_t>(place.y + i) * tiling.out_width + place.x;
     const int64_t plane = static_cast<int64_t>(tiling.out_height) * tiling.out_width;
@@ -160,7 +160,7 @@ CSCL_D void interpolate_pixel(const PixelSource& source, const Tiling& tiling,
       }
       const float near = interpolate(column.near_weight, value[0], column.far_weight, value[1]);
       const float far = interpolate(column.near_weight, value[2], column.far_weight, value[3]);
-      to.set(k, interpolate(near_weight, near, far_weight, far));
+      to.set(k, tiling.scale * interpolate(near_weight, near, far_weight, far));
     }
   });
 }
@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(32)
   constexpr bool kTwo = Body::kInputs == 2;
   SharedMemory memory;
   const PixelTile tile(memory, 32, classes);
-  const PixelTile other_tile = kTwo || Body::kOtherColumn ? PixelTile(memory, 32, classes) : tile;
+  constexpr bool kApart = kTwo || Body::kOtherColumn;
+  const PixelTile other_tile = kApart ? PixelTile(memory, 32, classes) : tile;
   Body body(arguments, classes, memory);
   const TilePlace place(tiling);
   const ColumnPlace column_place(tiling, place);
@@ -184,8 +185,9 @@ __global__ void __launch_bounds__(32)
   TileColumn column = tile.column(thread), other = other_tile.column(thread);
   const GradientTile gradient = [&] {
     if constexpr (Body::kGradient) {
+      // What was in the other tile is used up when the sums go there.
       return GradientTile(gradient_parts, tiling, place, column_place, classes,
-                          PixelTile(memory, 32, classes), memory);
+                          kApart ? other_tile : PixelTile(memory, 32, classes), memory);
     } else {
       return GradientTile();
     }
@@ -215,6 +217,7 @@ __global__ void __launch_bounds__(32)
       body.results(results, pixel);
     }
     if constexpr (Body::kGradient) {
+      __syncthreads();
       if (column_place.inside) {
         for (int k = 0; k < classes; ++k) {
           gradient.sums.set(k * gradient.tile_width + thread, column.get(k));

@@ -25,10 +25,12 @@ namespace cscl::cuda {
 struct Tiling {
   int height, width, out_height, out_width;  // h, w, H, W
   bool align_corners;
-  bool narrow;           // 2 * output * source fits 32 bits, whose division is four times faster
-  int tile_width, band;  // output columns and rows of a block
-  int tiles, bands;      // of an image
-  int columns, rows;     // at most so many source columns and rows belong to a block
+  bool narrow;  // 2 * output * source fits 32 bits, whose division is four times faster
+  float row_unit, column_unit;  // 2^-p, next below one over the denominator of the weights
+  float scale;                  // what 2^-p lacks, both axes together: 1 or more, below 4
+  int tile_width, band;         // output columns and rows of a block
+  int tiles, bands;             // of an image
+  int columns, rows;            // at most so many source columns and rows belong to a block
   int64_t blocks(int64_t batch) const { return batch * tiles * bands; }
   // Floats of a block's part of the gradient, [rows, K, columns].
   __host__ __device__ int64_t part(int classes) const {
@@ -36,18 +38,24 @@ struct Tiling {
   }
 };
 
+// Weights are the fractions' integers times a power of two, exact; what is left of their
+// denominators is in Tiling::scale.
 using SourceLine = LinePositionOf<int>;
 
-CSCL_D SourceLine source_line(int i, int source, int output, const Tiling& tiling) {
-  if (tiling.narrow) return line_position<int>(i, source, output, tiling.align_corners);
-  const auto wide = line_position<int64_t>(i, source, output, tiling.align_corners);
-  return {static_cast<int>(wide.first), wide.near_weight, wide.far_weight};
+CSCL_D SourceLine source_line(int i, int source, int output, float unit, const Tiling& tiling) {
+  if (tiling.narrow) {
+    const auto line = line_fraction<int>(i, source, output, tiling.align_corners);
+    return {line.first, static_cast<float>(line.near) * unit, static_cast<float>(line.far) * unit};
+  }
+  const auto line = line_fraction<int64_t>(i, source, output, tiling.align_corners);
+  return {static_cast<int>(line.first), static_cast<float>(line.near) * unit,
+          static_cast<float>(line.far) * unit};
 }
 CSCL_D SourceLine source_row(const Tiling& tiling, int y) {
-  return source_line(y, tiling.height, tiling.out_height, tiling);
+  return source_line(y, tiling.height, tiling.out_height, tiling.row_unit, tiling);
 }
 CSCL_D SourceLine source_column(const Tiling& tiling, int x) {
-  return source_line(x, tiling.width, tiling.out_width, tiling);
+  return source_line(x, tiling.width, tiling.out_width, tiling.column_unit, tiling);
 }
 CSCL_D int first_output_from(int line, int source, int output, const Tiling& tiling) {
   if (tiling.narrow) return first_line_from<int>(line, source, output, tiling.align_corners);
@@ -78,6 +86,15 @@ inline Tiling tiling_of(const LogitsView& view, int threads, size_t column_bytes
   tiling.align_corners = view.align_corners;
   tiling.narrow =
       2 * view.out_height * view.height < INT32_MAX && 2 * view.out_width * view.width < INT32_MAX;
+  tiling.row_unit = tiling.column_unit = tiling.scale = 1.0f;
+  const auto take_unit = [&](int64_t output, float& unit) {
+    const int64_t denominator = line_denominator(output, view.align_corners);
+    const double rest = 1.0 / static_cast<double>(denominator);
+    while (static_cast<double>(unit) > rest) unit *= 0.5f;
+    tiling.scale = static_cast<float>(tiling.scale * (rest / static_cast<double>(unit)));
+  };
+  take_unit(view.out_height, tiling.row_unit);
+  take_unit(view.out_width, tiling.column_unit);
   tiling.tile_width = threads;
   for (;; tiling.tile_width /= 2) {
     tiling.columns =
@@ -267,7 +284,7 @@ struct RowPair {
 
   // The logits of an output row at this thread's column.
   template <int kCount, typename Classes>
-  CSCL_D void interpolate_to(float (&to)[kCount], float near_weight, float far_weight,
+  CSCL_D void interpolate_to(float (&to)[kCount], float near_weight, float far_weight, float scale,
                              Classes classes) const {
     const Shared<float> near_row = row(near), far_row = row(1 - near);
     int i = static_cast<int>(threadIdx.x);
@@ -275,7 +292,7 @@ struct RowPair {
     for (int k = 0; k < kCount; ++k) {
       to[k] = past_the_end(k, classes)
                   ? kPaddingLogit
-                  : interpolate(near_weight, near_row[i], far_weight, far_row[i]);
+                  : scale * interpolate(near_weight, near_row[i], far_weight, far_row[i]);
       i += threads;
     }
   }

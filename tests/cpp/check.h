@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -24,6 +25,23 @@ inline void fail(const std::string& where, const std::string& what) {
 
 inline void check(bool holds, const std::string& where, const std::string& what) {
   if (!holds) fail(where, what);
+}
+
+// ---- how many of the cases
+// ------------------------------------------------------------------------
+
+// With CSCL_FAST_TEST_SHARE=n in the environment one case of n: for kernels that run slowly, in a
+// simulation under a sanitizer.
+inline long test_share() {
+  static const long share = [] {
+    const char* text = std::getenv("CSCL_FAST_TEST_SHARE");
+    return text == nullptr ? 1L : std::max(1L, std::atol(text));
+  }();
+  return share;
+}
+inline bool chosen() {
+  static long cases = 0;
+  return cases++ % test_share() == 0;
 }
 
 // ---- the three floating point types

@@ -61,6 +61,7 @@ void check_gradient(const ClassCase& c, const ClassSide& side, const Guarded& fo
 }
 
 void check_centroids(const ClassCase& c) {
+  if (!chosen()) return;
   ClassSide side(c, 1);
   bool good = false;
   ClassRoom one = centroids(c, side, 1, &good);

@@ -96,6 +96,7 @@ Result run(const Case& c, const Input& input, double portion, int threads) {
 }
 
 void check_case(const Case& c) {
+  if (!chosen()) return;
   const Input input = make_input(c);
   const double portion = 0.35;
   const Result one = run(c, input, portion, 1);

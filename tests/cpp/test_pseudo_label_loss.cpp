@@ -10,6 +10,7 @@ namespace {
 long close_calls = 0;
 
 void check_case(const LossCase& c, double gamma, bool other) {
+  if (!chosen()) return;
   const std::string where = c.text("pseudo_label_loss") + " gamma " + std::to_string(gamma) +
                             (other ? " labels of another" : "");
   const LossLogits logits(c, 1), teacher(c, 2);

@@ -236,6 +236,7 @@ bool keeps_tiny_numbers() {
 }
 
 void check_case(const Case& c, Tally& tally) {
+  if (!chosen()) return;
   const Input input = make_input(c);
   for (const bool soft_channels_last : {false, true}) {
     const Result one = run(c, input, soft_channels_last, 1);
@@ -300,7 +301,7 @@ void test_soft_pseudo_labels() {
   check_case({1, 38, 256, 448, 256, 448, false, 0.25, DataType::bfloat16, Layout::contiguous, true},
              tally);
   check(threads_started() > before, "soft_pseudo_labels", "never ran on more than one thread");
-  check(tally.kept > 1000 && tally.rejected > 1000, "soft_pseudo_labels",
+  check(test_share() > 1 || (tally.kept > 1000 && tally.rejected > 1000), "soft_pseudo_labels",
         "the inputs do not show both kept and rejected pixels");
   std::printf(
       "  soft_pseudo_labels: %ld cases, %ld pixels against double precision (%ld kept, %ld "

@@ -29,6 +29,7 @@ double divergence(const ClassCase& c, const ClassSide& s, const ClassSide& t, bo
 }
 
 void check_divergence(const ClassCase& c, bool softmax) {
+  if (!chosen()) return;
   ClassSide s(c, 4), t(c, 5);
   const auto run = [&](int threads) {
     ClassRoom a(c), b(c);

@@ -1,7 +1,7 @@
 // The CUDA kernels behind the interface of the CPU's, cpu/kernels.h, so that the same C++ tests
-// (tests/cpp) hold them to the same contract: against double precision, on odd sizes, within guarded
-// memory, and under the sanitizers. What those tests call threads is the seed of the order in which
-// CUDA's threads run here: an answer that changes with it is a race.
+// (tests/cpp) hold them to the same contract: against double precision, on odd sizes, within
+// guarded memory, and under the sanitizers. What those tests call threads is the seed of the order
+// in which CUDA's threads run here: an answer that changes with it is a race.
 #include <cuda_on_cpu/control.h>
 
 #include <algorithm>
@@ -54,8 +54,8 @@ void run_loss(const cscl::cpu::LossResult& wanted, const Call& call, const Value
   float loss = 0;
   int64_t count = 0;
   if (wanted.gradient_of_mean) {
-    value(call, {&loss, &count, own_size ? nullptr : wanted.gradient,
-                 wanted.gradient_channels_last},
+    value(call,
+          {&loss, &count, own_size ? nullptr : wanted.gradient, wanted.gradient_channels_last},
           scratch.context());
   }
   if (wanted.loss != nullptr) *wanted.loss = loss;
@@ -64,8 +64,8 @@ void run_loss(const cscl::cpu::LossResult& wanted, const Call& call, const Value
     const float scale = wanted.gradient_of_mean
                             ? 1.0f / static_cast<float>(std::max<int64_t>(count, 1))
                             : wanted.gradient_scale;
-    gradient(call, {&scale, wanted.gradient, cscl::DataType::float32,
-                    wanted.gradient_channels_last},
+    gradient(call,
+             {&scale, wanted.gradient, cscl::DataType::float32, wanted.gradient_channels_last},
              scratch.context());
   }
 }
@@ -105,9 +105,9 @@ namespace cscl::cpu {
 void soft_pseudo_labels(const SoftPseudoLabelCall& call, int seed) {
   GuardedScratch scratch(seed);
   if (call.logits.batch == 0) return;
-  cuda::soft_pseudo_labels({call.logits, call.thresholds, call.gamma, call.soft,
-                            call.soft_channels_last, call.hard},
-                           scratch.context());
+  cuda::soft_pseudo_labels(
+      {call.logits, call.thresholds, call.gamma, call.soft, call.soft_channels_last, call.hard},
+      scratch.context());
 }
 
 void upsampled_cross_entropy(const CrossEntropyCall& call, int seed) {

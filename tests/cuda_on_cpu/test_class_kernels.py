@@ -21,7 +21,11 @@ SOURCES = [
 ]
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]
 
 
 def run(*command: str | Path) -> None:

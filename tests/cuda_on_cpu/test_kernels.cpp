@@ -5,6 +5,7 @@
 #include "check.h"
 
 int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   try {
     test_class_thresholds();
     test_soft_pseudo_labels();

@@ -36,13 +36,20 @@ SPILLED_AT_MOST = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3,
 KERNELS = all_kernels()
 
 
-def cases() -> list[tuple[KernelCase, int]]:
-    chosen = []
+def cases() -> list[object]:
+    """One variant of every kernel in any run; the others are slow."""
+    chosen: list[object] = []
+    quick = set()
     for architecture in ARCHITECTURES:
         for case in KERNELS:
             dtypes = DTYPES if architecture == MEASURED else DTYPES[:1]
             if COMPLETE or (case.typical and case.dtype in dtypes):
-                chosen.append((case, architecture))
+                first = architecture == MEASURED and case.name not in quick
+                if first:
+                    quick.add(case.name)
+                marks = () if first else (pytest.mark.slow,)
+                identity = f"sm_{architecture}-{case.id}"
+                chosen.append(pytest.param(case, architecture, marks=marks, id=identity))
     return chosen
 
 
@@ -69,10 +76,7 @@ def resources(ptx: str, folder: Path) -> tuple[int, int]:
     return int(registers[1]), sum(map(int, spilled))
 
 
-@pytest.mark.parametrize(
-    ("case", "architecture"),
-    [pytest.param(*pair, id=f"sm_{pair[1]}-{pair[0].id}") for pair in cases()],
-)
+@pytest.mark.parametrize(("case", "architecture"), cases())
 def test_compiles(
     case: KernelCase,
     architecture: int,

@@ -58,8 +58,9 @@ ALL_KINDS = [
 BAD = (float("nan"), float("inf"), -float("inf"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="already interpreted")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_operators_in_the_interpreter() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],

@@ -113,7 +113,10 @@ for _name, _compute in (
     LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
-def new_histogram(classes: int, device: torch.device) -> Tensor:  # [K, BINS] int64, zeros
+_CPU = torch.device("cpu")
+
+
+def new_histogram(classes: int, device: torch.device = _CPU) -> Tensor:  # [K, BINS] int64, zeros
     """On the CPU in memory that an earlier histogram may have left."""
     if device.type != "cpu":
         return torch.zeros((classes, BINS), dtype=torch.int64, device=device)

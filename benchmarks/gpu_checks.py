@@ -65,26 +65,31 @@ class Division(NamedTuple):
     """Kernels that may divide integers in a loop, and why that costs little."""
 
     kernels: str  # a regular expression for the short name
-    where: str  # inner: in loops that have no loop inside; outer: in those that have
+    where: tuple[str, ...]  # inner: loops that have no loop inside; outer: loops that have
     why: str
 
 
 DIVISIONS = (
     Division(
         r"walk_upsampled",
-        "inner",
+        ("inner",),
         "where an output row lies between the source rows: once for each row of a block's band, "
         "before the walk; with a gradient once for each source column",
     ),
     Division(
         r"walk_p",
-        "outer",
+        ("outer",),
         "row and column of a pixel whose rows do not follow each other: strided logits only",
     ),
     Division(
         r"finish_gradient",
-        "outer",
+        ("inner", "outer"),
         "which band and tile an output line belongs to: a few for each source location",
+    ),
+    Division(
+        r"sum_classes",
+        ("outer",),
+        "where a lane's first location lies: once for up to 512 locations of its warp",
     ),
 )
 
@@ -138,6 +143,6 @@ def _of(kernel: Kernel, facts: Mapping[str, int]) -> Iterator[str]:
 def explained(kernel: Kernel, where: str) -> Division | None:
     """Why a kernel may divide; None: nobody has said so."""
     for division in DIVISIONS:
-        if division.where == where and re.match(division.kernels, short_name(kernel)):
+        if where in division.where and re.match(division.kernels, short_name(kernel)):
             return division
     return None

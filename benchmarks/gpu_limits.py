@@ -69,7 +69,7 @@ def resident_warps(architecture: int, registers: int, threads: int, shared: int)
 CLASSES = {"19": 19, "to 16": 16, "to 32": 32, "any": 64}
 TILE_COLUMNS = 18  # lines_touched(128, 129, 1024), upsampled_walk.h
 NARROW_COLUMNS = 6  # lines_touched(32, 129, 1024)
-BAND = 8  # tiling_of: few tiles, so that the bands are as short as they become
+BAND, NARROW_BAND = 8, 16  # tiling_of: rows of a block where 100 to 170 multiprocessors want work
 
 
 class Launch(NamedTuple):
@@ -119,7 +119,9 @@ def walk_launch(kernel: dict[str, Any]) -> Launch:
     gradient = kernel.get("kind") == "value and gradient"
     registers = name == "walk_upsampled"
     tile = body in ("label", "selftraining") or gradient or not registers
-    bytes_ += 3 * array(BAND) + pixel_tile(threads if tile else 0, classes)
+    bytes_ += 3 * array(BAND if registers else NARROW_BAND) + pixel_tile(
+        threads if tile else 0, classes
+    )
     columns = TILE_COLUMNS if registers else NARROW_COLUMNS
     if registers:
         bytes_ += array(classes * columns) + array(columns)

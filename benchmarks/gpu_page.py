@@ -173,9 +173,9 @@ def divisions(kernels: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             kernel
             for kernel in kernels
             if any(
-                facts.get(f"{division.where}_divisions", 0) > 0
-                and explained(kernel, division.where) == division
+                facts.get(f"{where}_divisions", 0) > 0 and explained(kernel, where) == division
                 for facts in kernel["architectures"].values()
+                for where in division.where
             )
         ]
         if found:

@@ -9,7 +9,8 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,7 +248,7 @@ KEYS = ("classes", "rule", "labels", "kind", "body", "walk", "element", "width",
 UNITS = {"classes": "{} classes", "labels": "{} labels", "pack": "{} pixels", "width": "{} wide"}
 
 
-def short_name(kernel: dict[str, Any]) -> str:
+def short_name(kernel: Mapping[str, Any]) -> str:
     """`walk_planes, 19 classes, power, 4 pixels`."""
     shown = [k for k in KEYS if k in kernel and (k != "body" or kernel[k] in BODIES_TOLD_APART)]
     return ", ".join([kernel["kernel"], *(UNITS.get(k, "{}").format(kernel[k]) for k in shown)])
@@ -257,27 +258,34 @@ def short_name(kernel: dict[str, Any]) -> str:
 BODIES_TOLD_APART = ("counting", "ranking")
 
 
-def read_objects(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """All kernels: names, and by architecture the resources and the facts."""
+def read_object(path: Path) -> list[dict[str, Any]]:
+    """The kernels of one file: names, and by architecture the resources and the facts."""
     tool = find_tool("cuobjdump")
+    resources = parse_resources(run([tool, "--dump-resource-usage", path]))
+    instructions = parse_instructions(run([tool, "-sass", path]))
+    missing = set(resources) ^ set(instructions)
+    if missing:
+        raise ToolError(f"{path.name}: resources or instructions of {missing} are missing")
+    operator = path.name.partition(".")[0]
     found: list[dict[str, Any]] = []
-    for path in files:
-        resources = parse_resources(run([tool, "--dump-resource-usage", path]))
-        instructions = parse_instructions(run([tool, "-sass", path]))
-        missing = set(resources) ^ set(instructions)
-        if missing:
-            raise ToolError(f"{path.name}: resources or instructions of {missing} are missing")
-        operator = path.name.partition(".")[0]
-        for mangled, demangled in demangle(sorted({name for _, name in resources})).items():
-            kernel: dict[str, Any] = describe(operator, demangled)
-            kernel["architectures"] = {
-                str(architecture): {
-                    **resources[architecture, name]._asdict(),
-                    **facts(instructions[architecture, name]),
-                }
-                for architecture, name in sorted(resources)
-                if name == mangled
+    for mangled, demangled in demangle(sorted({name for _, name in resources})).items():
+        kernel: dict[str, Any] = describe(operator, demangled)
+        kernel["architectures"] = {
+            str(architecture): {
+                **resources[architecture, name]._asdict(),
+                **facts(instructions[architecture, name]),
             }
-            found.append(kernel)
+            for architecture, name in sorted(resources)
+            if name == mangled
+        }
+        found.append(kernel)
+    return found
+
+
+def read_objects(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """All kernels, in a fixed order."""
+    largest_first = sorted(files, key=lambda path: path.stat().st_size, reverse=True)
+    with ProcessPoolExecutor() as pool:
+        found = [kernel for kernels in pool.map(read_object, largest_first) for kernel in kernels]
     found.sort(key=lambda k: [k["operator"], k["kernel"], *(str(k.get(key, "")) for key in KEYS)])
     return found

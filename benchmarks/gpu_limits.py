@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 WARP = 32
@@ -89,7 +90,7 @@ def pixel_tile(pixels: int, classes: int) -> int:
     return array(pixels * classes + pixels * classes // 32 + 1)
 
 
-def body_bytes(kernel: dict[str, Any], classes: int) -> int:
+def body_bytes(kernel: Mapping[str, Any], classes: int) -> int:
     """Body::bytes: label_rule.h, loss_body.h, class_threshold.cu."""
     plan = array(max(classes, 32)) + 2 * array(classes)
     sums = 0 if kernel.get("kind") == "gradient" else 2 * array(32)
@@ -103,7 +104,7 @@ def body_bytes(kernel: dict[str, Any], classes: int) -> int:
     }[kernel["body"]]
 
 
-def walk_launch(kernel: dict[str, Any]) -> Launch:
+def walk_launch(kernel: Mapping[str, Any]) -> Launch:
     """walk_logits, pixel_walk.h, and upsampled_bytes, upsampled_kernels.h."""
     name, body = kernel["kernel"], kernel["body"]
     classes = CLASSES[kernel["classes"]]
@@ -134,7 +135,7 @@ def walk_launch(kernel: dict[str, Any]) -> Launch:
     return Launch(threads, bytes_)
 
 
-def sums_launch(kernel: dict[str, Any], classes: int = 19) -> Launch:
+def sums_launch(kernel: Mapping[str, Any], classes: int = 19) -> Launch:
     """plan_side, class_sums.cu."""
     width = int(kernel.get("width", 1))
     scratch = 0 if kernel["walk"] == "rows" else WARP * (WARP + 1)
@@ -149,7 +150,7 @@ def sums_launch(kernel: dict[str, Any], classes: int = 19) -> Launch:
     return Launch(warps * WARP, shared(warps))
 
 
-def launch_of(kernel: dict[str, Any]) -> Launch:
+def launch_of(kernel: Mapping[str, Any]) -> Launch:
     """Of a described kernel. Loud for one that it does not know."""
     name = kernel["kernel"]
     if name.startswith("walk_"):

@@ -40,7 +40,7 @@ def span(values: Iterable[int | float], form: str = "{}") -> str:
 
 
 def warps(kernel: Mapping[str, Any], architecture: str) -> int:
-    facts, launch = kernel["architectures"][architecture], launch_of(dict(kernel))
+    facts, launch = kernel["architectures"][architecture], launch_of(kernel)
     shared = launch.shared + facts.get("shared", 0)
     return resident_warps(int(architecture), facts["registers"], launch.threads, shared)
 

@@ -78,6 +78,8 @@ BOTH = ("kernels", "roofline")
 
 
 def load(path: Path = STORED) -> dict[str, Any]:
+    if not path.is_file():
+        raise ToolError(f"there is no {path.name} yet; store one: --objects FOLDER --save")
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
@@ -126,22 +128,27 @@ def main(arguments: Sequence[str]) -> int:
     if options.save and options.objects is None:
         parser.error("--save needs --objects: what should be stored?")
     try:
-        report = read_build(options.objects) if options.objects else load()
+        return run_report(options.objects, options.save, options.check)
     except ToolError as error:
         print(error, file=sys.stderr)
         return 2
-    if options.save:
+
+
+def run_report(objects: Path | None, save: bool, judge: bool) -> int:
+    report = read_build(objects) if objects else load()
+    if save:
         STORED.write_text(dump(report), encoding="utf-8")
-    if not options.check or options.save:
-        PAGE.write_text(page(load(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    counts = f"{len(report['kernels'])} kernels for sm_{', sm_'.join(report['architectures'])}"
-    wrong = check(report, load(), PAGE.read_text(encoding="utf-8"))
+    stored = load()
+    if save or not judge:
+        PAGE.write_text(page(stored, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    wrong = check(report, stored, PAGE.read_text(encoding="utf-8"))
     for problem in wrong:
         print(problem)
-    if options.objects and not options.save and (other := difference(load(), report)):
+    if objects and not save and (other := difference(stored, report)):
         print(f"note: the stored figures are {other}; --save stores these")
+    counts = f"{len(report['kernels'])} kernels for sm_{', sm_'.join(report['architectures'])}"
     print(f"{counts}: {len(wrong)} problems" if wrong else f"{counts}: all is as it has to be")
-    return 1 if wrong and options.check else 0
+    return 1 if wrong and judge else 0
 
 
 if __name__ == "__main__":

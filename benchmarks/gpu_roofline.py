@@ -21,8 +21,9 @@ class Card(NamedTuple):
     architecture: str  # whose machine code it runs, of those that are built
 
     def matches(self, gpu: str) -> bool:
-        """Whether a driver's name for a GPU means this one."""
-        return self.name.split()[-1] in gpu.replace("GH200", "").split()
+        """Whether a driver's name for a GPU means this one, not a slower namesake."""
+        words = gpu.split()
+        return self.name.split()[-1] in words and not {"PCIe", "NVL", "D", "Laptop"} & set(words)
 
 
 CARDS = (
@@ -151,7 +152,10 @@ def instructions_of(
         return None
     each = CLASSES * int(kernel.get("pack", 1))
     return Count(
-        *(facts[key] / each for key in ("loop_instructions", "loop_arithmetic", "loop_special"))
+        *(
+            facts.get(key, 0) / each
+            for key in ("loop_instructions", "loop_arithmetic", "loop_special")
+        )
     )
 
 

@@ -204,6 +204,8 @@ def test_measured_times_fill_the_last_column(report: Report, tmp_path: Path) -> 
         ("NVIDIA H200", "H200"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA A100-SXM4-80GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GH200 480GB", None),
     ],
 )
 def test_cards_are_known_by_the_names_of_the_driver(name: str, card: str | None) -> None:

@@ -86,6 +86,10 @@ def _put(result: Result, row: dict[str, Any]) -> None:
     result.set(runs=[*others, row])
 
 
+# What the session's script goes on with.
+_EXIT = {"passed": 0, "missing": 3}
+
+
 def _ended(code: int) -> str:
     return "passed" if code == 0 else "timed out" if code in (124, 137) else "failed"
 
@@ -109,7 +113,7 @@ def tests(arguments: argparse.Namespace) -> int:
     row["seconds"] = arguments.seconds
     _put(_result(arguments, arguments.part), row)
     print({key: value for key, value in row.items() if key != "failures"})
-    return 0
+    return _EXIT.get(row["status"], 1)
 
 
 def run_passed(arguments: argparse.Namespace) -> int:
@@ -131,11 +135,13 @@ def sanitizer(arguments: argparse.Namespace) -> int:
         "driver": re.findall(r"^\w+: \d+ cases, \d+ wrong$", said, re.MULTILINE),
         "seconds": arguments.seconds,
     }
-    if row["status"] == "passed" and not row["driver"]:
+    if "not supported" in said and not row["driver"]:
+        row.update(status="missing", why="compute-sanitizer does not support this device")
+    elif row["status"] == "passed" and not row["driver"]:
         row["status"] = "failed"
     _put(_result(arguments, arguments.part), row)
     print(row)
-    return 0
+    return _EXIT.get(row["status"], 1)
 
 
 # ---- the table at the end -----------------------------------------------------------------------

@@ -53,7 +53,10 @@ def has(package: str) -> bool:
     name = _MODULES.get(package, package)
     if name in sys.modules:
         return not hasattr(sys.modules[name], "_stands_in")
-    return importlib.util.find_spec(name) is not None
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def version_of(package: str) -> str | None:

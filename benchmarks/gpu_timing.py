@@ -41,7 +41,7 @@ class Clock:
         self.device, self.seconds = device, seconds
         self.flush_bytes = 0
         if device == "cuda":
-            cache = torch.cuda.get_device_properties(0).L2_cache_size
+            cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
             self.flush_bytes = max(4 * cache, 128 << 20)
             self.flush = torch.empty(self.flush_bytes, dtype=torch.uint8, device=device)
 

@@ -42,6 +42,7 @@ from feature_contests import (  # noqa: E402
     soft_labels_of,
 )
 from gpu_cases import Planned  # noqa: E402
+from gpu_thresholds import by_selection, by_selection_compiled, by_sorting  # noqa: E402
 
 from cscl_fast import ops, use_backend  # noqa: E402
 
@@ -67,6 +68,15 @@ class Contest:
 def contests_of(planned: Planned, device: str) -> Iterator[Contest]:
     """The contests of a case, with their data on the device."""
     yield from _OPERATORS[planned.operator](planned, planned.case, device)
+
+
+def directions(operator: str) -> tuple[str, ...]:
+    return (FORWARD, BOTH) if operator in _DIFFERENTIABLE else (FORWARD,)
+
+
+def rivals(operator: str) -> tuple[str, ...]:
+    """What this package contends with, besides torch.compile."""
+    return (EAGER, SORT) if _OPERATORS[operator] is _thresholds else (EAGER,)
 
 
 def without_gradients(function: Callable[..., Any], *arguments: Any) -> Function:
@@ -277,51 +287,6 @@ def _symmetric_soft_divergence(planned: Planned, case: Features, device: str) ->
 # ---- thresholds ---------------------------------------------------------------------------------
 
 
-def _found(images: list[Tensor], size: Any) -> tuple[Tensor, Tensor]:
-    """Confidence and class of every pixel."""
-    found = [bench_class_threshold.confidences(z, size) for z in images]
-    return torch.cat([pair[0] for pair in found]), torch.cat([pair[1] for pair in found])
-
-
-def _by_selection(
-    confidence: Tensor, prediction: Tensor, classes: int, portion: float
-) -> Tensor:  # [K]
-    """A selection for each class, on the device; waits once, for the counts."""
-    order = prediction.to(torch.uint8).argsort(stable=True)
-    counts = torch.bincount(prediction, minlength=classes).tolist()
-    found = []
-    for members in confidence[order].split(counts):
-        count = members.numel()
-        rank = count - bench_class_threshold.place_in_order(portion, count)
-        found.append(members.kthvalue(rank).values if count else confidence.new_ones(()))
-    return torch.stack(found)
-
-
-def _eager_thresholds(images: list[Tensor], portion: float, size: Any) -> Tensor:
-    return _by_selection(*_found(images, size), images[0].shape[1], portion)
-
-
-def _compiled_thresholds(images: list[Tensor], portion: float, size: Any) -> Tensor:
-    """The confidences compiled; the selection depends on counts and stays as it is."""
-    found = [compiled(bench_class_threshold.confidences)(z, size) for z in images]
-    confidence = torch.cat([pair[0] for pair in found])
-    prediction = torch.cat([pair[1] for pair in found])
-    return _by_selection(confidence, prediction, images[0].shape[1], portion)
-
-
-def _sorted_thresholds(images: list[Tensor], portion: float, size: Any) -> Tensor:
-    """One sort of all pixels, by class and then by confidence; waits for nothing."""
-    confidence, prediction = _found(images, size)
-    classes = images[0].shape[1]
-    ordered = (prediction + (1 - confidence.double())).sort().values
-    counts = torch.zeros(classes, dtype=torch.int64, device=ordered.device)
-    counts.scatter_add_(0, prediction, torch.ones_like(prediction))
-    rank = torch.minimum((counts * portion).long(), counts - 1).clamp(min=0)
-    place = (counts.cumsum(0) - counts + rank).clamp(max=ordered.numel() - 1)
-    answer = 1 - (ordered[place] - torch.arange(classes, device=ordered.device))
-    return torch.where(counts > 0, answer, 1.0).float()
-
-
 def _thresholds(planned: Planned, case: Case, device: str) -> Iterator[Contest]:
     one_shot = planned.operator == "class_thresholds"
     images = [network_logits(case, seed, device) for seed in range(planned.images)]
@@ -347,9 +312,9 @@ def _thresholds(planned: Planned, case: Case, device: str) -> Iterator[Contest]:
         planned.images * case.logits_bytes,
         without_gradients(ours, *arguments),
         {
-            EAGER: without_gradients(_eager_thresholds, *arguments),
-            SORT: without_gradients(_sorted_thresholds, *arguments),
-            COMPILED: without_gradients(_compiled_thresholds, *arguments),
+            EAGER: without_gradients(by_selection, *arguments),
+            SORT: without_gradients(by_sorting, *arguments),
+            COMPILED: without_gradients(by_selection_compiled, *arguments),
         },
         check,
         frozenset((EAGER, COMPILED)),
@@ -402,4 +367,10 @@ _OPERATORS: dict[str, Callable[[Planned, Any, str], Iterator[Contest]]] = {
     "class_centroids": _class_centroids,
     "symmetric_soft_divergence": _symmetric_soft_divergence,
     "transfer_reward": _transfer_reward,
+}
+_DIFFERENTIABLE = frozenset(_OPERATORS) - {
+    "soft_pseudo_labels",
+    "ClassThresholds",
+    "class_thresholds",
+    "transfer_reward",
 }

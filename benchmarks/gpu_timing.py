@@ -70,12 +70,12 @@ class Clock:
         self.synchronize()
         return perf_counter() - began
 
-    def _repetitions(self, function: Function) -> int:
+    def _repetitions(self, function: Function, seconds: float) -> int:
         """After the warm-up: as many as fit the time, at least 10 (on the CPU 3), at most 300."""
         if self.device == "cpu":
-            return max(3, min(300, int(self.seconds / max(self._once(function), 1e-6))))
+            return max(3, min(300, int(seconds / max(self._once(function), 1e-6))))
         once = min(self._once(function) for _ in range(3))
-        return max(10, min(300, int(self.seconds / (once + self.flush_bytes / 1e12))))
+        return max(10, min(300, int(seconds / (once + self.flush_bytes / 1e12))))
 
     def _events(self, function: Function, repetitions: int, *, cold: bool) -> list[float]:
         """Milliseconds of each repetition."""
@@ -92,9 +92,9 @@ class Clock:
         torch.cuda.synchronize()
         return [begin.elapsed_time(end) for begin, end in pairs]
 
-    def time(self, function: Function) -> Timing:
+    def time(self, function: Function, seconds: float | None = None) -> Timing:
         """Of a function that has been called before: what it compiles is there."""
-        repetitions = self._repetitions(function)
+        repetitions = self._repetitions(function, seconds or self.seconds)
         if self.device == "cpu":
             times = [self._once(function) * 1e3 for _ in range(repetitions)]
             return Timing(median(times), min(times), None, repetitions)
@@ -117,7 +117,7 @@ class Clock:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             function()
-        repetitions = self._repetitions(graph.replay)
+        repetitions = self._repetitions(graph.replay, self.seconds)
         cold = median(self._events(graph.replay, repetitions, cold=True))
         return cold, median(self._events(graph.replay, repetitions, cold=False))
 

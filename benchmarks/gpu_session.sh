@@ -168,7 +168,9 @@ part_build() {
     capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
     export CSCL_FAST_CUDA=1 CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES:-$capability-real}
     rm -rf -- "$work/cmake"  # an earlier build there would hide what pip installs
-    if ! { "$python" -c 'import pip, setuptools, pybind11' &&
+    # Looked for, not imported: setuptools refuses to come after pip.
+    if ! { "$python" -c 'import importlib.util as u, sys
+sys.exit(not all(map(u.find_spec, ("pip", "setuptools", "pybind11"))))' &&
       "$python" -m pip install -v --no-build-isolation --no-deps -e "$root"; }; then
       echo "pip could not: plain CMake instead"
       build_with_cmake

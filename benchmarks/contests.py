@@ -80,13 +80,14 @@ def contests(
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def network_logits(case: Case, seed: int = 0) -> Tensor:
+def network_logits(case: Case, seed: int = 0, device: str = "cpu") -> Tensor:
     """Logits of a network in training: neighbouring pixels alike, some sure and some not."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     batch, classes, height, width = case.shape
-    coarse = torch.randn(batch, classes, 9, 17, generator=generator) * 3
+    coarse = torch.randn(batch, classes, 9, 17, generator=generator, device=device) * 3
     logits = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
-    logits = (logits + 0.3 * torch.randn(case.shape, generator=generator)).to(case.dtype)
+    noise = torch.randn(case.shape, generator=generator, device=device)
+    logits = (logits + 0.3 * noise).to(case.dtype)
     return logits.contiguous(memory_format=torch.channels_last) if case.channels_last else logits
 
 

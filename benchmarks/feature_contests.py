@@ -51,10 +51,10 @@ FULL = [
 ]
 
 
-def features_of(case: Features, seed: int) -> Tensor:
+def features_of(case: Features, seed: int, device: str = "cpu") -> Tensor:
     """After a ReLU: half of the channels are 0. A leaf that requires a gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(case.shape, generator=generator).relu().to(case.dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    values = torch.randn(case.shape, generator=generator, device=device).relu().to(case.dtype)
     if case.channels_last:
         values = values.contiguous(memory_format=torch.channels_last)
     return values.requires_grad_()

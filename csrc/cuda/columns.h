@@ -68,6 +68,17 @@ struct PixelTile {
   CSCL_D void set(int i, float value) const { words.set(TileColumn::skewed(i), value); }
 };
 
+// A pixel of a tile, as a column with the classes that pad the last registers.
+template <typename Classes>
+struct PaddedTileColumn {
+  TileColumn column;
+  Classes classes;
+  CSCL_D float get(int k) const { return past_the_end(k, classes) ? 0.0f : column.get(k); }
+  CSCL_D void set(int k, float value) const {
+    if (!past_the_end(k, classes)) column.set(k, value);
+  }
+};
+
 template <typename Classes>
 CSCL_D void copy_column(const RegisterColumn<kRegistersOf<Classes>>& from, const TileColumn& to,
                         Classes classes) {

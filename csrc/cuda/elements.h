@@ -50,12 +50,26 @@ CSCL_D void read_pack(const Element* from, float (&to)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i] = widen(pack.values[i]);
 }
 
+// Written past the caches, which have nothing to do with a result that is larger than they are; and
+// spelled as one access, which the compiler does not make of four on its own.
 template <int kCount, typename Element>
 CSCL_D void write_pack(Element* to, const float (&from)[kCount]) {
-  Pack<Element, kCount> pack;
+  if constexpr (kCount == 4 && sizeof(Element) == 4) {
+    __stcs(reinterpret_cast<float4*>(to), make_float4(from[0], from[1], from[2], from[3]));
+  } else if constexpr (kCount == 2 && sizeof(Element) == 4) {
+    __stcs(reinterpret_cast<float2*>(to), make_float2(from[0], from[1]));
+  } else if constexpr (kCount == 4) {
+    const auto two = [&](int i) {
+      return static_cast<unsigned>(narrow<Element>(from[i]).bits) |
+             static_cast<unsigned>(narrow<Element>(from[i + 1]).bits) << 16;
+    };
+    __stcs(reinterpret_cast<uint2*>(to), make_uint2(two(0), two(2)));
+  } else {
+    Pack<Element, kCount> pack;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) pack.values[i] = narrow<Element>(from[i]);
-  *reinterpret_cast<Pack<Element, kCount>*>(to) = pack;
+    for (int i = 0; i < kCount; ++i) pack.values[i] = narrow<Element>(from[i]);
+    *reinterpret_cast<Pack<Element, kCount>*>(to) = pack;
+  }
 }
 
 // Whether packs of so many elements can be read from there, element by element of these strides.

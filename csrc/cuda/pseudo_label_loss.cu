@@ -75,15 +75,19 @@ struct SelfTrainingBody {
       state.add({loss, 1.0f, loss >= 0.0f});
       if (kKind != LossKind::value) take_back(place, column, classes);
     } else {  // ŷ in `column`, the e_k in `other`
-      PixelLoss<float> loss;
       if constexpr (kKind == LossKind::value) {
         Nothing nothing;
-        loss = solve_own_label_loss<float>(column, nothing, classes, Rule{plan}, true);
+        state.add(solve_own_label_loss<float>(column, nothing, classes, Rule{plan}, true));
+      } else if constexpr (kRegistersOf<Classes> > 20) {  // no registers for both
+        PaddedTileColumn<Classes> shares{scratch, classes};
+        const auto loss = solve_own_label_loss<float>(column, shares, classes, Rule{plan}, true);
+        state.add(loss);
+        leave_gradient(column, shares, column, loss, classes);
       } else {
-        loss = solve_own_label_loss<float>(column, other, classes, Rule{plan}, true);
+        const auto loss = solve_own_label_loss<float>(column, other, classes, Rule{plan}, true);
+        state.add(loss);
+        leave_gradient(column, other, column, loss, classes);
       }
-      state.add(loss);
-      leave_gradient(column, other, column, loss, classes);
     }
     return 0;
   }
@@ -117,8 +121,8 @@ struct SelfTrainingBody {
     copy_column(place, column, classes, 0.0f);
   }
 
-  template <typename Column, typename Classes>
-  CSCL_D void leave_gradient(Column& to, const Column& shares, const Column& soft,
+  template <typename Column, typename Shares, typename Classes>
+  CSCL_D void leave_gradient(Column& to, const Shares& shares, const Column& soft,
                              const PixelLoss<float>& loss, Classes classes) const {
     if (kKind == LossKind::value) return;
     const float scale = loss.scale * state.scale;

@@ -55,6 +55,11 @@ T __ldg(const T* address) {
   return *address;
 }
 
+template <typename T>
+void __stcs(T* address, T value) {
+  *address = value;
+}
+
 #define CUDA_ON_CPU_MIN_MAX(T)                     \
   inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }

@@ -66,6 +66,8 @@ macro(cscl_find_cuda result)
         if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
           set(CSCL_CUDA_ARCHITECTURES 80-real 90)
         endif()
+        # In place of the one that CMake has taken, for when it configures this folder again.
+        set(CMAKE_CUDA_ARCHITECTURES "${CSCL_CUDA_ARCHITECTURES}" CACHE STRING "which GPUs" FORCE)
       endif()
     endif()
     if(CSCL_FAST_CUDA STREQUAL "1" AND NOT ${result} STREQUAL "")

@@ -74,9 +74,10 @@ def _backends() -> Iterator[str]:
     problem = backends.environment_problem()
     if problem is not None:
         yield f"  NOT USABLE: {problem}"
+    longest = max(9, *map(len, backends.BACKENDS))
     for name in backends.BACKENDS:
         reason = backends.why_unavailable(name)
-        yield f"  {name:9} {'available' if reason is None else f'missing: {reason}'}"
+        yield f"  {name:{longest}} {'available' if reason is None else f'missing: {reason}'}"
 
 
 def _grid() -> Iterator[str]:

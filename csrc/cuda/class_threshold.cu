@@ -31,6 +31,7 @@ struct CountingBody {
     int64_t* histogram;
   };
   static constexpr int kInputs = 1;
+  static constexpr bool kPlanesOnly = false;
   static constexpr bool kStores = false, kScratch = false, kOtherColumn = false, kGradient = false;
   static constexpr size_t bytes(int classes) {
     return shared_bytes<int>(static_cast<size_t>(classes) * hot_bins(classes));
@@ -230,6 +231,7 @@ struct RankingBody {
     Ranking ranking;
   };
   static constexpr int kInputs = 1;
+  static constexpr bool kPlanesOnly = false;
   static constexpr bool kStores = false, kScratch = false, kOtherColumn = false, kGradient = false;
   static constexpr size_t bytes(int classes) { return LevelHistogram::bytes(classes); }
 

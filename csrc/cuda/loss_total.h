@@ -138,7 +138,7 @@ CSCL_D void gather_gradient_row(const float* parts, const Tiling& tiling, int cl
   }
 }
 
-static __global__ void __launch_bounds__(kFinishThreads, 6)
+static __global__ void __launch_bounds__(kFinishThreads, 4)
     finish_gradient(LossParts loss, int64_t blocks, float* loss_to, int64_t* count_to,
                     const float* gradient_parts, Tiling tiling, int classes, float* gradient,
                     bool channels_last) {

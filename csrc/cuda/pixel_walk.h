@@ -9,6 +9,9 @@
 //       static size_t bytes(int classes);    of shared memory
 //       Body(const Arguments&, int classes, SharedMemory&);   all threads of a block
 //       static constexpr bool kScratch;      solve needs `scratch`, a place in shared memory
+//       static constexpr bool kPlanesOnly;   other orders are walked with the classes in shared
+//       memory,
+//                                            for fewer kernels to compile
 //       static constexpr bool kOtherColumn;  solve needs `other`, with one input as well
 //       int solve(column, other, classes, scratch, pixel);  pixel counts through the batch
 //       void results(const int (&)[n], pixel);                what solve returned for n pixels
@@ -22,6 +25,8 @@
 // turned in shared memory. Whatever lies in other strides, or at an odd address, is read one
 // element at a time.
 #pragma once
+
+#include <type_traits>
 
 #include "core/bilinear.h"
 #include "cuda/columns.h"
@@ -301,8 +306,10 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>, 4)
 // ---- planes, several pixels at a time
 // ------------------------------------------------------------
 
+// Three blocks to a multiprocessor: told nothing, the compiler saves registers for more, by
+// spilling.
 template <int kPack, typename Classes, typename Body>
-__global__ void __launch_bounds__(kThreadsOf<Classes>)
+__global__ void __launch_bounds__(kThreadsOf<Classes>, kPlanesBlocks<Classes>)
     walk_planes(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,
                 Classes classes, int64_t plane, int blocks_per_image, PixelStore store) {
   constexpr int kCount = kRegistersOf<Classes>;
@@ -363,6 +370,10 @@ struct OwnSizeWalk {
 // Pixels of a thread such that the logits, of both inputs, stay in registers.
 constexpr int pack_of(int registers) { return registers <= 20 ? 4 : registers <= 40 ? 2 : 1; }
 
+// How walk_pixels counts the classes.
+template <typename Classes, typename Body>
+using PixelClasses = std::conditional_t<Body::kPlanesOnly, Rolled, Classes>;
+
 template <typename Classes, typename Body>
 OwnSizeWalk plan_walk(const LogitsView& view, const LogitsView* other, const PixelStore& store,
                       const Context& context) {
@@ -374,8 +385,9 @@ OwnSizeWalk plan_walk(const LogitsView& view, const LogitsView* other, const Pix
       (!Body::kStores || (!store.channels_last && packs_fit(store.data, store.type, kPack)))) {
     walk.pack = kPack;
   }
-  walk.blocks_per_image = blocks_per_image(context, view.batch, plane,
-                                           kThreadsOf<Classes> * walk.pack, kResidentBlocks);
+  const int threads = walk.pack > 1 ? kThreadsOf<Classes> : kThreadsOf<PixelClasses<Classes, Body>>;
+  walk.blocks_per_image =
+      blocks_per_image(context, view.batch, plane, threads * walk.pack, kResidentBlocks);
   walk.blocks = view.batch * walk.blocks_per_image;
   return walk;
 }
@@ -391,7 +403,6 @@ void walk_logits(const char* name, const OwnSizeWalk& walk, const LogitsView& vi
   const int64_t plane = view.height * view.width;
   const PixelSource source = pixel_source(view);
   const PixelSource other_source = other == nullptr ? source : pixel_source(*other);
-  const size_t tile = shared_bytes<float>(PixelTile::count(kThreads, classes));
   if constexpr (kPack > 1) {
     if (walk.pack == kPack) {
       const size_t bytes =
@@ -401,10 +412,19 @@ void walk_logits(const char* name, const OwnSizeWalk& walk, const LogitsView& vi
                     source, other_source, arguments, classes, plane, walk.blocks_per_image, store);
     }
   }
-  const bool apart = kRegistersOf<Classes> == 0 && (Body::kInputs == 2 || Body::kOtherColumn);
-  launch(name, walk_pixels<Classes, Body>, context, walk.blocks, kThreads,
-         tile * (apart ? 2 : 1) + Body::bytes(classes), source, other_source, arguments, classes,
-         plane, walk.blocks_per_image, store);
+  using Pixels = PixelClasses<Classes, Body>;
+  const Pixels pixel_classes = [&] {
+    if constexpr (Body::kPlanesOnly) {
+      return Rolled{static_cast<int>(classes)};
+    } else {
+      return classes;
+    }
+  }();
+  const bool apart = kRegistersOf<Pixels> == 0 && (Body::kInputs == 2 || Body::kOtherColumn);
+  const size_t tile = shared_bytes<float>(PixelTile::count(kThreadsOf<Pixels>, classes));
+  launch(name, walk_pixels<Pixels, Body>, context, walk.blocks, kThreadsOf<Pixels>,
+         tile * (apart ? 2 : 1) + Body::bytes(classes), source, other_source, arguments,
+         pixel_classes, plane, walk.blocks_per_image, store);
 }
 
 }  // namespace cscl::cuda

@@ -20,6 +20,7 @@ struct LabelBody {
     int64_t* hard;
   };
   static constexpr int kInputs = 1;
+  static constexpr bool kPlanesOnly = false;
   static constexpr bool kStores = true, kScratch = true, kOtherColumn = false, kGradient = false;
   static constexpr size_t bytes(int classes) { return LabelPlan::bytes(classes); }
 

@@ -30,6 +30,7 @@ struct RewardBody {
     bool* valid;
   };
   static constexpr int kInputs = 2;
+  static constexpr bool kPlanesOnly = false;
   static constexpr bool kStores = false, kScratch = true, kOtherColumn = true, kGradient = false;
   static constexpr size_t bytes(int /*classes*/) { return 0; }
 

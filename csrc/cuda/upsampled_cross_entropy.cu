@@ -22,6 +22,7 @@ template <LossKind kKind>
 struct CrossEntropyBody {
   using Arguments = LabelArguments;
   static constexpr int kInputs = 1;
+  static constexpr bool kPlanesOnly = false;
   static constexpr bool kStores = kKind == LossKind::gradient, kScratch = false,
                         kOtherColumn = false, kGradient = kKind == LossKind::value_and_gradient;
   static constexpr size_t bytes(int /*classes*/) { return LossState<kKind>::bytes(); }

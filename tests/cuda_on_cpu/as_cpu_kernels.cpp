@@ -83,6 +83,7 @@ struct KeyBody {
     int32_t* keys;
   };
   static constexpr int kInputs = 1;
+  static constexpr bool kPlanesOnly = false;
   static constexpr bool kStores = false, kScratch = false, kOtherColumn = false, kGradient = false;
   static constexpr size_t bytes(int) { return 0; }
   int32_t* keys;

@@ -303,11 +303,13 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>, 4)
   body.finish();
 }
 
-// ---- planes, several pixels at a time
-// ------------------------------------------------------------
+// ---- planes, several pixels at once
+// --------------------------------------------------------------
 
-// Three blocks to a multiprocessor: told nothing, the compiler saves registers for more, by
-// spilling.
+// Blocks to a multiprocessor: told nothing, the compiler saves registers for more, by spilling.
+template <typename Classes>
+constexpr int kPlanesBlocks = kRegistersOf<Classes> > 20 ? 2 : 3;
+
 template <int kPack, typename Classes, typename Body>
 __global__ void __launch_bounds__(kThreadsOf<Classes>, kPlanesBlocks<Classes>)
     walk_planes(PixelSource source, PixelSource other_source, typename Body::Arguments arguments,

@@ -25,7 +25,7 @@ constexpr int kWarps = kThreads / kWarpLanes;
 
 // ---- forward: the parts of a class, over its mass -----------------------------------------------
 
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 2)
     finish_centroids(const PartialSums sums, float* centroids, float* masses) {
   SharedMemory memory;
   const auto room = memory.array<float>(kFinishFloats * kThreads);

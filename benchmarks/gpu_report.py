@@ -29,7 +29,7 @@ from gpu_roofline import measured, roofline
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-STORED = RESULTS / "gpu_kernels.json"
+STORED = RESULTS / "gpu_code.json"
 PAGE = ROOT / "docs" / "kernels" / "gpu.md"
 
 

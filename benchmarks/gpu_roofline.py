@@ -207,7 +207,7 @@ MEASURED_KEYS = {"operator", "case", "dtype", "batch", "milliseconds", "gpu"}
 Key = tuple[str, str, str, int]
 
 
-def measured(results: Path, stored: str = "gpu_kernels.json") -> dict[Key, dict[str, float]]:
+def measured(results: Path, stored: str = "gpu_code.json") -> dict[Key, dict[str, float]]:
     """Milliseconds by case and card, from the files gpu_*.json but the one that this tool stores.
 
     Such a file is {"kernels": [{"operator", "case", "dtype", "batch", "milliseconds", "gpu"}]},

@@ -96,7 +96,7 @@ if EMULATES_CUDA and "cpu" not in _missing:
 _kernels: dict[str, tuple[str, ...]] = {
     "cpu": tuple(_library_state.module.cpu_operators) if _library_state.module else (),
     "cuda": tuple(_cuda_module.operators) if _cuda_module is not None else (),
-    "cuda_on_cpu": tuple(_cuda_module.operators) if EMULATES_CUDA else (),
+    "cuda_on_cpu": tuple(getattr(_cuda_module, "operators", ())) if EMULATES_CUDA else (),
     "triton": () if "triton" in _missing else OPERATORS,
 }
 

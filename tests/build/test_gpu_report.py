@@ -46,7 +46,7 @@ def facts_of(report: Report, architecture: str = "90", **wanted: str) -> dict[st
 
 def checked(report: Report, monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     """The exit status of --check with this in the place of what is stored, page included."""
-    stored, page = folder / "gpu_kernels.json", folder / "gpu.md"
+    stored, page = folder / "gpu_code.json", folder / "gpu.md"
     stored.write_text(gpu_report.dump(report), encoding="utf-8")
     text = gpu_report.PAGE.read_text(encoding="utf-8")
     page.write_text(gpu_report.page(report, text), encoding="utf-8")

@@ -271,5 +271,7 @@ def test_times_are_compared_with_like(benchmark_modules: None) -> None:
 
 def test_no_rehearsal_is_stored_as_a_result() -> None:
     for path in (BENCHMARKS / "results").glob("gpu_*.json"):
+        if path.name == "gpu_code.json":  # what the compiled kernels are made of: no session's
+            continue
         content = json.loads(path.read_text(encoding="utf-8"))
         assert content["dry_run"] is False and not content.get("synthetic"), path.name

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "check.h"
 #include "core/class_centroid.h"
 #include "core/class_threshold.h"
 #include "cpu/class_threshold_select.h"
@@ -133,7 +134,7 @@ void transfer_reward(const TransferRewardCall& call, int seed) {
   const LogitsView& view = call.gated;
   const int64_t locations = view.batch * view.height * view.width;
   for (int64_t i = 0; i < locations; ++i) {
-    if (!label_in_range(call.labels[i], view.classes)) *call.labels_in_range = false;
+    if (!cscl::label_in_range(call.labels[i], view.classes)) *call.labels_in_range = false;
   }
   if (locations == 0) return;
   cuda::transfer_reward({call.gated, call.plain, call.labels, call.reward, call.valid},
@@ -181,15 +182,30 @@ void thresholds_of_histogram(const HistogramScan& scan, int seed) {
 namespace {
 
 // The CPU's kernels look at the labels' range while they read them; these do not.
+bool label_in_range(const LabelledFeatures& side, int64_t at) {
+  const LogitsView& labels = side.labels;
+  const auto* bytes = static_cast<const unsigned char*>(labels.data);
+  if (side.hard) {
+    return cscl::label_in_range(static_cast<const int64_t*>(labels.data)[at], labels.classes);
+  }
+  bool fits = true;
+  for (int64_t k = 0; k < labels.classes; ++k) {
+    const size_t place = static_cast<size_t>(at + k * labels.stride_class) * ::size_of(labels.type);
+    const double entry = ::from_bits(labels.type, bytes + place);
+    fits = fits && entry >= 0 && entry <= kLargestSoftLabel;
+  }
+  return fits;
+}
+
 cuda::LabelledFeatures side_of(const LabelledFeatures& side) {
   const LogitsView& labels = side.labels;
+  *side.in_range = true;
   for (int64_t b = 0; b < labels.batch; ++b) {
     for (int64_t y = 0; y < labels.height; ++y) {
-      for (int64_t x = 0; x < labels.width && side.hard; ++x) {
+      for (int64_t x = 0; x < labels.width; ++x) {
         const int64_t at =
             b * labels.stride_batch + y * labels.stride_row + x * labels.stride_column;
-        const int64_t label = static_cast<const int64_t*>(labels.data)[at];
-        if (!label_in_range(label, labels.classes)) *side.in_range = false;
+        if (!label_in_range(side, at)) *side.in_range = false;
       }
     }
   }

@@ -1,4 +1,4 @@
-"""Refuses second derivatives, which the compiled kernels do not have."""
+"""Refuses second derivatives, which none of the kernels has."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ class _Refuse(torch.autograd.Function):
     """The gradient unchanged; an error for whoever differentiates it."""
 
     @staticmethod
-    def forward(gradient: Tensor, depends_on: Tensor, operator: str) -> Tensor:
+    def forward(gradient: Tensor, depends_on: Tensor, operator: str, backend: str) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operator = inputs[2]
-        ctx.backend = place_of(inputs[1])
+        ctx.operator, ctx.backend = inputs[2:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -30,11 +29,14 @@ class _Refuse(torch.autograd.Function):
         )
 
 
-def refuse_second_derivative(gradient: Tensor, depends_on: Tensor, operator: str) -> Tensor:
+def refuse_second_derivative(
+    gradient: Tensor, depends_on: Tensor, operator: str, backend: str | None = None
+) -> Tensor:
     """`gradient`, such that differentiating it by `depends_on` is an error and not a zero.
 
-    Costs nothing unless the backward pass is itself recorded (`create_graph=True`).
+    Costs nothing unless the backward pass is itself recorded (`create_graph=True`). `backend` is
+    who cannot do it; None: the compiled one of the tensor's device.
     """
     if torch.is_grad_enabled() and depends_on.requires_grad:
-        return _Refuse.apply(gradient, depends_on, operator)
+        return _Refuse.apply(gradient, depends_on, operator, backend or place_of(depends_on))
     return gradient

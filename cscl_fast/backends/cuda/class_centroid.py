@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cscl_fast import backends
+from cscl_fast.backends.cpu.class_centroid import labelled
 from cscl_fast.backends.cpu.registration import DTYPE_CODES, implement
 
 from .call import Call
-
-# As csrc/bindings.h has it.
-Labelled = tuple[Any, ...]
 
 
 def empty_assignment(call: Call, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,27 +17,6 @@ def empty_assignment(call: Call, features: Tensor) -> tuple[Tensor, Tensor]:
     batch, _, height, width = features.shape
     shape = (batch, height, width)
     return call.empty(shape, torch.int32), call.empty(shape, torch.float32)
-
-
-def labelled(
-    call: Call, features: Tensor, labels: Tensor, num_classes: int, row: Tensor, weight: Tensor
-) -> Labelled:
-    """Features and their labels as the kernels take them."""
-    features, labels = call.read(features), call.read(labels)
-    strides = labels.stride()
-    hard = labels.ndim == 3
-    return (
-        features.data_ptr(),
-        DTYPE_CODES[features.dtype],
-        tuple(features.shape),
-        features.stride(),
-        labels.data_ptr(),
-        -1 if hard else DTYPE_CODES[labels.dtype],
-        num_classes,
-        (strides[0], 0, strides[1], strides[2]) if hard else strides,
-        row.data_ptr(),
-        weight.data_ptr(),
-    )
 
 
 def write_gradient(
@@ -88,7 +63,7 @@ def _compute(
     centroids = call.empty((num_classes, features.shape[1]), torch.float32)
     mass = call.empty((num_classes,), torch.float32)
     row, weight = empty_assignment(call, features)
-    side = labelled(call, features, labels, num_classes, row, weight)
+    side = labelled(call.read(features), call.read(labels), num_classes, row, weight)
     backends.cuda_library().class_centroids(
         side, centroids.data_ptr(), mass.data_ptr(), call.place()
     )

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from cscl_fast import backends
+from cscl_fast.backends.cpu.class_centroid import labelled
 from cscl_fast.backends.cpu.registration import implement
 
 from .call import Call
-from .class_centroid import empty_assignment, labelled, write_gradient
+from .class_centroid import empty_assignment, write_gradient
 
 
 def _compute(
@@ -31,7 +32,7 @@ def _compute(
     ):
         slope = call.empty((num_classes, features.shape[1]), torch.float32)
         row, weight = empty_assignment(call, features)
-        sides.append(labelled(call, features, labels, num_classes, row, weight))
+        sides.append(labelled(call.read(features), call.read(labels), num_classes, row, weight))
         slopes.append(slope.data_ptr())
         results += [slope, row, weight]
     backends.cuda_library().symmetric_soft_divergence(

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
+from cscl_fast.backends.cpu.class_centroid import (
+    empty_assignment,
+    empty_gradient,
+    is_channels_last,
+)
+from cscl_fast.backends.cpu.second_derivative import refuse_second_derivative
 
 from .centroid_kernels import (
     assign_kernel,
@@ -34,7 +39,6 @@ from .launch import (
     wide,
     wide_positions,
 )
-from .second_derivative import refuse_second_derivative
 
 # A part of the locations has at least so many of them, and there are at most so many parts.
 _PART_LOCATIONS = 512
@@ -42,31 +46,6 @@ _MOST_PARTS = 64
 # Locations and channels of a tile of the gradient, and channels of a centroid.
 GRADIENT_TILE = (32, 64)
 _CENTROID_CHANNELS = 256
-
-
-def takes(labels: Any) -> bool:
-    """Whether the kernels read these labels; float64 ones are left to the reference."""
-    return getattr(labels, "dtype", None) != torch.float64
-
-
-def is_channels_last(features: Tensor) -> bool:
-    """Whether the gradient of these features is channels-last."""
-    return result_memory_format(features) == torch.channels_last
-
-
-def empty_assignment(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the class [B, h, w] int32 and the weight [B, h, w] float32 of every location."""
-    batch, _, height, width = features.shape
-    row = torch.empty((batch, height, width), dtype=torch.int32, device=features.device)
-    return row, torch.empty_like(row, dtype=torch.float32)
-
-
-def empty_gradient(row: Tensor, channels: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """Room for a gradient of undefined values [B, C, h, w]."""
-    batch, height, width = row.shape
-    shape = (batch, channels, height, width)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=row.device, memory_format=memory_format)
 
 
 def sum_tile(classes: int, channels: int) -> dict[str, int]:
@@ -250,7 +229,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor |
         return None, None, None
     with torch.no_grad():
         found = _backward(gradient, *ctx.saved_tensors, ctx.dtype, ctx.channels_last)
-    return refuse_second_derivative(found, gradient, "class_centroids"), None, None
+    return refuse_second_derivative(found, gradient, "class_centroids", "triton"), None, None
 
 
 _operator.register_autograd(_differentiate, setup_context=_setup_context)

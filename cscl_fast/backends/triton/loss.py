@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cscl_fast.backends.cpu.second_derivative import refuse_second_derivative
 from cscl_fast.backends.reference.soft_pseudo_label import result_memory_format
 
 from .launch import (
@@ -29,7 +30,6 @@ from .launch import (
 )
 from .pixel_loss import mean_kernel, pixel_gradient_kernel, pixel_loss_kernel
 from .quad_loss import corner_gradient_kernel, quad_loss_kernel
-from .second_derivative import refuse_second_derivative
 from .soft_pseudo_label import SMALLEST_GAMMA, precise
 from .walk import Walk
 
@@ -294,6 +294,6 @@ def register_gradient(
                 if not ctx.recorded:
                     gradient = loss(*inputs[:-1], True)[2]
                 result = (gradient * upstream).to(logits.dtype)
-        return (refuse_second_derivative(result, logits, name), *nothing)
+        return (refuse_second_derivative(result, logits, name, "triton"), *nothing)
 
     loss.register_autograd(differentiate, setup_context=setup_context)

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .class_centroid import (
+from cscl_fast.backends.cpu.class_centroid import (
     empty_assignment,
     empty_gradient,
-    find_centroids,
     is_channels_last,
-    write_gradient,
 )
+from cscl_fast.backends.cpu.second_derivative import refuse_second_derivative
+
+from .class_centroid import find_centroids, write_gradient
 from .divergence_kernels import divergence_kernel, divergence_mean_kernel
 from .launch import launch, on_device_of, operator, padded_classes
-from .second_derivative import refuse_second_derivative
 
 _CHUNK = 1024
 
@@ -151,7 +151,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor |
         if gradient is not None and ctx.needs_input_grad[2 * i]:
             with torch.no_grad():
                 side = _backward(gradient, *sides[3 * i : 3 * i + 3], *ctx.sides[i])
-            found[i] = refuse_second_derivative(side, loss, "symmetric_soft_divergence")
+            found[i] = refuse_second_derivative(side, loss, "symmetric_soft_divergence", "triton")
     return found[0], None, found[1], None, None, None, None
 
 

@@ -355,7 +355,8 @@ __global__ void __launch_bounds__(kThreadsOf<Classes>, kPlanesBlocks<Classes>)
 inline int blocks_per_image(const Context& context, int64_t batch, int64_t pixels, int64_t each,
                             int residents) {
   const int64_t needed = (pixels + each - 1) / each;
-  const int64_t share = (resident_blocks(context, residents) + batch - 1) / batch;
+  const int64_t images = std::max<int64_t>(1, batch);  // none: any answer, nothing is launched
+  const int64_t share = (resident_blocks(context, residents) + images - 1) / images;
   return static_cast<int>(std::max<int64_t>(1, std::min(needed, share)));
 }
 

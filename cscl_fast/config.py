@@ -45,6 +45,8 @@ class ModelConfig:
     """Weights to start from: imagenet, none, or the path of a checkpoint."""
     batchnorm_affine: Literal["auto", "frozen", "trained"] = "auto"
     """Scale and shift of the batch normalisations; auto freezes them with pretrained weights."""
+    activation_checkpointing: bool = False
+    """Compute the encoder's activations again in the backward pass: less memory, more time."""
 
 
 @dataclass
@@ -63,6 +65,8 @@ class OptimizerConfig:
     """Exponent of the polynomial decay (1 - step/steps)^power."""
     clip_norm: float = 0.0
     """Largest gradient norm of encoder and classifier; 0 does not clip."""
+    implementation: Literal["auto", "fused", "foreach", "loop", "apex"] = "auto"
+    """auto: PyTorch's fused step where the device has one, else foreach; apex: NVIDIA Apex's."""
 
 
 @dataclass
@@ -121,8 +125,9 @@ class AdaptationConfig:
     """... up to this."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are always evaluated; labels="ema" comes from them."""
-    bn: Literal["per-domain", "shared"] = "per-domain"
-    """per-domain: source batches leave the running statistics alone, which are the target's."""
+    bn: Literal["per-domain", "shared", "frozen"] = "per-domain"
+    """per-domain: the running statistics are the target's alone; shared: both domains move them;
+    frozen: nothing moves them, and training normalises by them as evaluation does."""
     bn_batches: int = 100
     """Random target batches for new statistics at the start; 0 keeps the source's."""
     normalise: Literal["softmax", "l1"] = "softmax"
@@ -158,10 +163,26 @@ class Config:
     seed: int = 0
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the networks under autocast; losses are float32 always. float16 scales its gradients."""
+    compile: bool = False
+    """Compile encoder and classifier with torch.compile."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one optimizer step."""
+    deterministic: bool = False
+    """Only algorithms whose result does not change from run to run, on a GPU too; slower there."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's number."""
     workers: int = 0
     """Worker processes that load data; 0 loads in the training process."""
+    cache: Literal["none", "ram", "disk"] | None = None
+    """Decoded images of all three data sets; None: what each data set's own key says."""
+    sync_batchnorm: bool = False
+    """Several processes on GPUs: batch normalisation over the batches of all of them."""
+    global_centroids: bool = False
+    """Several processes: class centroids (Eq. 11-13) over the batches of all of them."""
+    distributed_timeout: float = 600.0
+    """Several processes: seconds to wait for another one before the run ends with a message."""
     source_only: bool = False
     """Stop after the source-only training and its evaluation."""
     without: Annotated[tuple[Part, ...], tyro.conf.arg(metavar="PART ...")] = ()
@@ -175,6 +196,10 @@ class Config:
     """Steps between two checkpoints (and at each epoch's end)."""
     panels: int = 6
     """Evaluation images in the panels."""
+    gap_batches: int = 8
+    """Batches of each domain for the domain gap at each evaluation; 0: not measured."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run folder."""
     deep_check: bool = False
     """Decode every file of the data sets before the first step, not a sample."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -201,6 +226,8 @@ class Config:
             "evaluation_batch": self.evaluation_batch,
             "log_every": self.log_every,
             "save_every": self.save_every,
+            "accumulate": self.accumulate,
+            "distributed_timeout": self.distributed_timeout,
         }
         for key, value in positive.items():
             if not value > 0:
@@ -224,6 +251,7 @@ class Config:
             "workers": self.workers,
             "threads": self.threads,
             "panels": self.panels,
+            "gap_batches": self.gap_batches,
         }
         for key, value in not_negative.items():
             if not value >= 0:

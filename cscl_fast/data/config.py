@@ -53,8 +53,10 @@ class DatasetConfig:
     """Of the images, always antialiased. Labels are resized to the nearest."""
     normalisation: Normalisation = "imagenet"
     """imagenet: RGB, mean and deviation. caffe: BGR, 0 to 255, mean subtracted. none: 0 to 1."""
-    cache: Literal["none", "ram"] = "none"
-    """ram: keep the decoded and resized images, 4 bytes a pixel."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep the decoded and resized images, 4 bytes a pixel, in memory or in files."""
+    cache_folder: Path | None = None
+    """Where cache "disk" keeps its files; None: the user's cache folder."""
 
     mirror: bool = True
     """Training: mirror every other image."""
@@ -112,7 +114,7 @@ class DatasetConfig:
         for key, allowed in (
             ("normalisation", ("imagenet", "caffe", "none")),
             ("interpolation", ("bilinear", "bicubic")),
-            ("cache", ("none", "ram")),
+            ("cache", ("none", "ram", "disk")),
             ("look", ("synthetic", "real")),
         ):
             if getattr(self, key) not in allowed:

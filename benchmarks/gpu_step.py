@@ -37,8 +37,8 @@ from profile_step import CLASSES, alone, noise, recorded  # noqa: E402
 from cscl_fast import backends, ops, use_backend  # noqa: E402
 from cscl_fast.config import AdaptationConfig  # noqa: E402
 from cscl_fast.models import WeightAverage, build_model, freeze_affine  # noqa: E402
-from cscl_fast.trainer.cscl import CSCL, Batch  # noqa: E402
 from cscl_fast.trainer.labelling import Labeller, image_size  # noqa: E402
+from cscl_fast.trainer.players import Batch, Players  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Trainer:
         model.to(memory_format=torch.channels_last)
         freeze_affine(model)
         config = AdaptationConfig(labels="snapshot", thresholds="online")
-        self.cscl = CSCL(model, config).to(device).train()
+        self.cscl = Players(model, config).to(device).train()
         self.labeller = Labeller(model, WeightAverage(model, 0.99), config, CLASSES)
         self.source, self.target = batch_of(setting, 1, device), batch_of(setting, 2, device)
         with self.number():

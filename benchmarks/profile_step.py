@@ -30,8 +30,8 @@ from torch import Tensor
 from cscl_fast import backends, info, ops, use_backend
 from cscl_fast.config import AdaptationConfig
 from cscl_fast.models import WeightAverage, build_model, freeze_affine
-from cscl_fast.trainer.cscl import CSCL, Batch
 from cscl_fast.trainer.labelling import Labeller
+from cscl_fast.trainer.players import Batch, Players
 
 RESULTS = Path(__file__).resolve().parent / "results" / "training_step.json"
 CLASSES = 19
@@ -62,7 +62,7 @@ class Trainer:
         model = build_model(architecture, CLASSES)
         freeze_affine(model)
         config = AdaptationConfig(labels="snapshot", thresholds="online")
-        self.cscl = CSCL(model, config).train()
+        self.cscl = Players(model, config).train()
         self.labeller = Labeller(model, WeightAverage(model, 0.99), config, CLASSES)
         self.source, self.target = noise(size, 1), noise(size, 2)
         self.labeller.begin_epoch(0, [self.target.clean])

@@ -21,12 +21,12 @@ from cscl_fast.models import WeightAverage, build_model, freeze_affine, reestima
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trained import to_plain
 from cscl_fast.trainer import checkpoint
-from cscl_fast.trainer.cscl import CSCL, Batch, Losses
 from cscl_fast.trainer.evaluation import Score, evaluate, table
 from cscl_fast.trainer.interrupt import StopBetweenSteps
 from cscl_fast.trainer.journal import Bar, Journal
 from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
+from cscl_fast.trainer.players import Batch, Losses, Players
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
 from cscl_fast.trainer.start import affine_for, choose_device, how_to_go_on, require_large_enough
@@ -147,7 +147,7 @@ class Run:
     def adapt(self, state: dict[str, Any] | None) -> None:
         """CSCL: an epoch begins with new thresholds, then steps of the chosen schedule."""
         config = self.config.adaptation
-        cscl = CSCL(self.model, config, self.config.without).to(self.device)
+        cscl = Players(self.model, config, self.config.without).to(self.device)
         average = WeightAverage(self.model, config.ema_decay)
         labeller = Labeller(
             self.model, average, config, self.classes.num_classes, selects=cscl.selects
@@ -211,7 +211,7 @@ class Run:
 
     # ------------------------------------------------------------------------------- its parts
 
-    def _players(self, cscl: CSCL) -> dict[str, torch.optim.Optimizer]:
+    def _players(self, cscl: Players) -> dict[str, torch.optim.Optimizer]:
         config = self.config.adaptation
         modules = modules_of(cscl)
         players = {

@@ -11,16 +11,23 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cscl_fast.trainer.cscl import CSCL, Batch, Losses, View, mean_transferability, nearest_labels
 from cscl_fast.trainer.labelling import PseudoLabels, image_size
 from cscl_fast.trainer.optimizers import Optimizers
+from cscl_fast.trainer.players import (
+    Batch,
+    Losses,
+    Players,
+    View,
+    mean_transferability,
+    nearest_labels,
+)
 
 Guard = Callable[[Losses], None]
 """Called with the losses before anything is updated; raises if one is not finite."""
 
 
 def joint_step(
-    cscl: CSCL,
+    cscl: Players,
     optimizers: Optimizers,
     source: Batch,
     target: Batch,
@@ -37,7 +44,7 @@ def joint_step(
 
 
 def alternating_step(
-    cscl: CSCL,
+    cscl: Players,
     optimizers: Optimizers,
     source: Batch,
     target: Batch,
@@ -108,7 +115,7 @@ def alternating_step(
 SCHEDULES = {"joint": joint_step, "alternating": alternating_step}
 
 
-def modules_of(cscl: CSCL) -> dict[str, nn.Module]:
+def modules_of(cscl: Players) -> dict[str, nn.Module]:
     """The four players by the names that `Optimizers.step` takes."""
     return {
         "model": cscl.model,

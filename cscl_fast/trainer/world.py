@@ -20,7 +20,7 @@ from cscl_fast.data import (
 )
 from cscl_fast.data.check import check_dataset
 from cscl_fast.data.loading import InfiniteSampler, make_loader
-from cscl_fast.trainer.cscl import Batch
+from cscl_fast.trainer.players import Batch
 
 
 class Stream:

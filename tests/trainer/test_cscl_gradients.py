@@ -8,8 +8,8 @@ from torch import nn
 
 from cscl_fast.config import AdaptationConfig
 from cscl_fast.models import WeightAverage, build_model, freeze_affine
-from cscl_fast.trainer.cscl import CSCL, Batch
 from cscl_fast.trainer.labelling import Labeller, PseudoLabels
+from cscl_fast.trainer.players import Batch, Players
 
 # E encoder, C classifier, D discriminator, Q quantizer T_Q, T critic T_C.
 LEARNS = {
@@ -35,7 +35,9 @@ def batch(classes: int, size: tuple[int, int], seed: int) -> Batch:
     return Batch(images, images, labels, ["noise"])
 
 
-def pseudo_labels(cscl: CSCL, target: Batch, grid: tuple[int, int] | None = None) -> PseudoLabels:
+def pseudo_labels(
+    cscl: Players, target: Batch, grid: tuple[int, int] | None = None
+) -> PseudoLabels:
     config = AdaptationConfig(labels="live", thresholds="online", gamma=cscl.config.gamma)
     average = WeightAverage(nn.Linear(1, 1), 0.9)  # not used by live labels
     labeller = Labeller(cscl.model, average, config, cscl.model.num_classes)  # type: ignore[arg-type]
@@ -43,7 +45,7 @@ def pseudo_labels(cscl: CSCL, target: Batch, grid: tuple[int, int] | None = None
     return labeller.label(target.clean, grid)
 
 
-def players(cscl: CSCL) -> dict[str, nn.Module]:
+def players(cscl: Players) -> dict[str, nn.Module]:
     return {
         "E": cscl.model.encoder,
         "C": cscl.model.classifier,
@@ -58,7 +60,7 @@ def resnet101():
     torch.manual_seed(0)
     model = build_model("deeplabv2-resnet101", 19)
     freeze_affine(model)
-    cscl = CSCL(model, AdaptationConfig()).train()
+    cscl = Players(model, AdaptationConfig()).train()
     # T_C's last layer starts at 0, which stops the gradient of the layers below it at step 1.
     nn.init.normal_(cscl.critic.value.weight, std=0.1)
     source, target = batch(19, (128, 256), 1), batch(19, (128, 256), 2)
@@ -127,7 +129,7 @@ def test_fcn8s_takes_the_joint_objective_on_its_coarser_features(monkeypatch) ->
     monkeypatch.setattr("cscl_fast.models.fcn8s.FC_CHANNELS", 64)  # not 4096: 0.5 GB of weights
     torch.manual_seed(0)
     model = build_model("fcn8s-vgg16", 5)
-    cscl = CSCL(model, AdaptationConfig()).train()
+    cscl = Players(model, AdaptationConfig()).train()
     nn.init.normal_(cscl.critic.value.weight, std=0.1)
     source, target = batch(5, (96, 128), 1), batch(5, (96, 128), 2)
     grid = (3, 4)  # F at 1/32; the logits are at 1/8

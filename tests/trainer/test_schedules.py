@@ -12,9 +12,9 @@ from cscl_fast import ops
 from cscl_fast.config import AdaptationConfig, OptimizerConfig
 from cscl_fast.models import WeightAverage, build_model
 from cscl_fast.trainer.centroids import RunningCentroids
-from cscl_fast.trainer.cscl import CSCL, Batch
 from cscl_fast.trainer.labelling import Labeller, PseudoLabels
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
+from cscl_fast.trainer.players import Batch, Players
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
 
 K = 3
@@ -29,24 +29,24 @@ def batch(seed: int) -> Batch:
     return Batch(images, images, labels, ["a", "b"])
 
 
-def make(**changes) -> CSCL:
+def make(**changes) -> Players:
     without = changes.pop("without", ())
     torch.manual_seed(0)
-    cscl = CSCL(
+    cscl = Players(
         build_model("deeplabv2-resnet18", K), AdaptationConfig(**changes), without=without
     ).train()
     nn.init.normal_(cscl.critic.value.weight, std=0.1)  # so that every loss is at work at once
     return cscl
 
 
-def labels_for(cscl: CSCL, target: Batch) -> PseudoLabels:
+def labels_for(cscl: Players, target: Batch) -> PseudoLabels:
     average = WeightAverage(cscl.model, 0.9)
     labeller = Labeller(cscl.model, average, cscl.config, K, selects=cscl.selects)
     labeller.begin_epoch(0, [target.clean])
     return labeller.label(target.clean)
 
 
-def optimizers_for(cscl: CSCL, rate: float, **more) -> Optimizers:
+def optimizers_for(cscl: Players, rate: float, **more) -> Optimizers:
     players = {"model": model_optimizer(cscl.model, OptimizerConfig(**more), rate)}
     if cscl.transfer:
         for name, module in modules_of(cscl).items():
@@ -184,7 +184,7 @@ def test_guard_sees_the_losses_before_anything_is_updated() -> None:
 # ------------------------------------------------------------------------------ running statistics
 
 
-def statistics(cscl: CSCL) -> dict[str, Tensor]:
+def statistics(cscl: Players) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in cscl.model.named_buffers()}
 
 

@@ -174,13 +174,13 @@ def test_a_loss_that_is_not_finite_names_step_term_and_files(
     schedule: str,
 ) -> None:
     run = tmp_path / "run"
-    from cscl_fast.trainer.cscl import CSCL
+    from cscl_fast.trainer.players import Players
 
-    original = CSCL.divergence_loss
+    original = Players.divergence_loss
     at_failure: dict[str, torch.Tensor] = {}
     calls = []
 
-    def sometimes(self: CSCL, *views, **more) -> torch.Tensor:
+    def sometimes(self: Players, *views, **more) -> torch.Tensor:
         calls.append(1)
         loss = original(self, *views, **more)
         if len(calls) < 3:
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_files(
         at_failure["self"] = self  # type: ignore[assignment]
         return loss * float("nan")
 
-    monkeypatch.setattr(CSCL, "divergence_loss", sometimes)
+    monkeypatch.setattr(Players, "divergence_loss", sometimes)
     message = fails(capsys, arguments(own, run, "--adaptation.schedule", schedule))
     assert "adaptation step 3: the loss 'divergence' is nan" in message
     files = [line.strip() for line in message.splitlines()[1:]]

@@ -1,8 +1,7 @@
-"""CSCL, the method: one training step of it, in two schedules.
+"""The players of the method and their losses; the schedules make a step of them.
 
-`CSCL.joint_step` takes every loss of Eq. 14 from one trained forward per image;
-`CSCL.alternating_step` is Algorithm 2 line by line, each player updated from a forward of its own.
-Both are made of the same parts, `look` and the losses below it, so that a formula stands once.
+`look` is the forward of one domain, below it stands every loss of Eq. 14. Both schedules
+(`schedules.py`) are made of these parts, so that a formula stands once.
 
 Who learns from what, whatever the schedule:
 
@@ -91,7 +90,7 @@ def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
 
 
-class CSCL(nn.Module):
+class Players(nn.Module):
     """The players of the method and their losses.
 
     Args:

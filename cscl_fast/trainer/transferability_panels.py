@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cscl_fast import ops
 from cscl_fast.data import SegmentationDataset, open_dataset
 from cscl_fast.data.visual import colorize
-from cscl_fast.trainer.cscl import CSCL, at_grid, nearest_labels
 from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
+from cscl_fast.trainer.players import Players, at_grid, nearest_labels
 from cscl_fast.trainer.world import World
 
 # R = 0, 1, 2: three steps of viridis, told apart without seeing colours by their lightness.
@@ -46,7 +46,7 @@ class Judged:
 
 
 def draw_transferability(
-    folder: Path, players: CSCL, world: World, labeller: Labeller, count: int
+    folder: Path, players: Players, world: World, labeller: Labeller, count: int
 ) -> list[Path]:
     """Write a picture for each of `count` training images of each domain, evenly spread.
 
@@ -79,7 +79,7 @@ def _plain(dataset: SegmentationDataset) -> SegmentationDataset:
 
 @torch.no_grad()
 def _judge(
-    players: CSCL,
+    players: Players,
     labeller: Labeller,
     dataset: SegmentationDataset,
     domain: str,
@@ -125,7 +125,7 @@ def _pseudo_labels(labeller: Labeller, images: Tensor, grid: tuple[int, int]) ->
 
 
 @contextmanager
-def _normalising_as_in_training(players: CSCL) -> Iterator[None]:
+def _normalising_as_in_training(players: Players) -> Iterator[None]:
     """Batch normalisations alone in training mode, unless bn="frozen"; no dropout."""
     modes = {module: module.training for module in players.modules()}
     try:

@@ -16,8 +16,8 @@ from cscl_fast.cli import parse
 from cscl_fast.data import SegmentationDataset
 from cscl_fast.models import WeightAverage
 from cscl_fast.trainer import transferability_panels
-from cscl_fast.trainer.cscl import CSCL
 from cscl_fast.trainer.labelling import Labeller
+from cscl_fast.trainer.players import Players
 from cscl_fast.trainer.transferability_panels import (
     CAPTION,
     GAP,
@@ -28,11 +28,11 @@ from cscl_fast.trainer.transferability_panels import (
 from cscl_fast.trainer.world import World
 
 
-def cast(worlds: Path, *more: str) -> tuple[CSCL, World, Labeller]:
+def cast(worlds: Path, *more: str) -> tuple[Players, World, Labeller]:
     config = parse(arguments(worlds, None, *more))
     torch.manual_seed(0)
     model = TinyModel("tiny", 3)
-    players = CSCL(model, config.adaptation, config.without)
+    players = Players(model, config.adaptation, config.without)
     with torch.no_grad():  # a discriminator that has an opinion: P is not 0 everywhere
         for parameter in players.discriminator.parameters():
             parameter.mul_(3)
@@ -43,7 +43,7 @@ def cast(worlds: Path, *more: str) -> tuple[CSCL, World, Labeller]:
     return players.train(), world, labeller
 
 
-def state(players: CSCL, labeller: Labeller) -> dict[str, object]:
+def state(players: Players, labeller: Labeller) -> dict[str, object]:
     parts = copy.deepcopy(players.state_dict())
     window = {f"labeller.{k}": v for k, v in labeller.window.state_dict().items()}
     modes = {f"mode.{name}": m.training for name, m in players.named_modules()}

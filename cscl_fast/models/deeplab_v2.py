@@ -12,33 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from cscl_fast.models.dilated_head import DilatedHead
 from cscl_fast.models.segmentation_model import Features, SegmentationModel
-
-HEAD_DILATIONS = (6, 12, 18, 24)
-
-
-class DilatedHead(nn.Module):
-    """The pixel classifier of DeepLab-v2: the sum of four 3x3 convolutions that differ in reach."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, num_classes, 3, padding=dilation, dilation=dilation)
-            for dilation in HEAD_DILATIONS
-        )
-        for branch in self.branches:
-            assert isinstance(branch, nn.Conv2d) and branch.bias is not None
-            nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
-
-    def forward(
-        self,
-        features: Tensor,  # [B, C, h, w]
-    ) -> Tensor:  # [B, K, h, w]
-        logits = self.branches[0](features)
-        for branch in self.branches[1:]:
-            logits = logits + branch(features)
-        return logits
 
 
 class DeepLabV2(SegmentationModel):
@@ -68,6 +43,10 @@ class DeepLabV2(SegmentationModel):
     def classify(self, features: Features) -> Tensor:
         logits: Tensor = self.classifier(features.deep)
         return logits
+
+    def classify_both(self, features: Features, gate: Tensor) -> tuple[Tensor, Tensor]:
+        plain, gated = self.classifier(features.deep, gate)
+        return plain, gated
 
 
 def _dilated_resnet(depth: int) -> nn.Sequential:

@@ -76,9 +76,25 @@ class FusedScores(nn.Module):
         fc7: Tensor,  # [B, 4096, h, w]
         pool4: Tensor,  # [B, 512, h4, w4]
         pool3: Tensor,  # [B, 256, h3, w3]
-    ) -> Tensor:  # [B, K, h3, w3]
-        logits = self.score_pool4(pool4) + _doubled(self.score_fc7(fc7), pool4.shape[-2:])
-        return self.score_pool3(pool3) + _doubled(logits, pool3.shape[-2:])
+        gate: Tensor | None = None,  # [B, 1, h, w]
+    ) -> Tensor | tuple[Tensor, Tensor]:  # [B, K, h3, w3]
+        """The logits; with a gate also those of `fc7 * (1 + gate)` and the same skips.
+
+        The gate is one number for each location, so it may be multiplied after the scores of fc7
+        as well as before them: both paths share every score.
+        """
+        scores = F.conv2d(fc7, self.score_fc7.weight)
+        bias = self.score_fc7.bias
+        assert bias is not None
+        bias = bias[:, None, None]
+        on_pool4, on_pool3 = self.score_pool4(pool4), self.score_pool3(pool3)
+
+        def fused(deepest: Tensor) -> Tensor:
+            logits = on_pool4 + _doubled(deepest, pool4.shape[-2:])
+            return on_pool3 + _doubled(logits, pool3.shape[-2:])
+
+        plain = fused(scores + bias)
+        return plain if gate is None else (plain, fused(scores * (1 + gate) + bias))
 
 
 def _doubled(
@@ -102,6 +118,7 @@ class FCN8s(SegmentationModel):
         self.architecture = "fcn8s-vgg16"
         self.num_classes = num_classes
         self.feature_channels = FC_CHANNELS
+        self.feature_stride = 32
         self.encoder = VGG16Encoder()
         self.classifier = FusedScores(num_classes)
 
@@ -114,3 +131,8 @@ class FCN8s(SegmentationModel):
         pool4, pool3 = features.skips
         logits: Tensor = self.classifier(features.deep, pool4, pool3)
         return logits
+
+    def classify_both(self, features: Features, gate: Tensor) -> tuple[Tensor, Tensor]:
+        pool4, pool3 = features.skips
+        plain, gated = self.classifier(features.deep, pool4, pool3, gate)
+        return plain, gated

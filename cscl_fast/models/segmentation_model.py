@@ -20,12 +20,13 @@ class SegmentationModel(nn.Module, ABC):
 
     They are two steps because the method works between them: the discriminator, the
     transferability networks and the category centroids read `Features.deep`, and the gated
-    path is `classify(features._replace(deep=features.deep * (1 + transferability)))`.
+    path classifies features that are multiplied by (1 + transferability): `classify_both`.
     """
 
     architecture: str
     num_classes: int
     feature_channels: int  # C of `Features.deep`
+    feature_stride: int = 8  # pixels of the image for each location of `Features.deep`
     encoder: nn.Module
     classifier: nn.Module  # learns with ten times the encoder's rate
 
@@ -45,6 +46,18 @@ class SegmentationModel(nn.Module, ABC):
 
         (The -caffe variants pool with rounding up: one row or column more at some sizes.)
         """
+
+    def classify_both(
+        self,
+        features: Features,
+        gate: Tensor,  # [B, 1, h, w], P on the grid of `features.deep`
+    ) -> tuple[Tensor, Tensor]:  # [B, K, ...] each
+        """The logits by the plain path and by the gated one, C(F) and C(F (1 + P)).
+
+        Here two calls of `classify`; a network whose classifier allows it shares their work.
+        """
+        gated = features._replace(deep=features.deep * (1 + gate))
+        return self.classify(features), self.classify(gated)
 
     def forward(
         self,

@@ -1,9 +1,15 @@
 """The segmentation networks, and the adversarial and transferability networks beside them."""
 
 from cscl_fast.models.average import WeightAverage
-from cscl_fast.models.batchnorm import freeze_affine, frozen_statistics, reestimate_statistics
+from cscl_fast.models.batchnorm import (
+    freeze_affine,
+    frozen_statistics,
+    reestimate_statistics,
+    running_statistics,
+)
 from cscl_fast.models.build import ARCHITECTURES, build_model
 from cscl_fast.models.discriminator import Discriminator
+from cscl_fast.models.encoder_with_head import EncoderWithHead
 from cscl_fast.models.segmentation_model import Features, SegmentationModel
 from cscl_fast.models.transferability import TransferabilityCritic, TransferabilityQuantizer
 from cscl_fast.models.weights import LoadReport, WeightsError, load_weights
@@ -11,6 +17,7 @@ from cscl_fast.models.weights import LoadReport, WeightsError, load_weights
 __all__ = [
     "ARCHITECTURES",
     "Discriminator",
+    "EncoderWithHead",
     "Features",
     "LoadReport",
     "SegmentationModel",
@@ -23,4 +30,5 @@ __all__ = [
     "frozen_statistics",
     "load_weights",
     "reestimate_statistics",
+    "running_statistics",
 ]

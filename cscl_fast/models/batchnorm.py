@@ -36,6 +36,25 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             layer.track_running_stats = before
 
 
+@contextmanager
+def running_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it, training forwards normalise by the running statistics and leave them alone.
+
+    `bn="frozen"` wraps every training forward in it: the network then normalises as it does in
+    evaluation. Scale and shift still learn, unless `freeze_affine` stopped them; dropout is as
+    before. A layer without running statistics goes on normalising by the batch's own.
+    """
+    layers = list(_batch_norms(model))
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = False
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
+
+
 @torch.no_grad()
 def reestimate_statistics(
     model: nn.Module,

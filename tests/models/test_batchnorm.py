@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from cscl_fast.models import build_model, freeze_affine, frozen_statistics, reestimate_statistics
+from cscl_fast.models import (
+    build_model,
+    freeze_affine,
+    frozen_statistics,
+    reestimate_statistics,
+    running_statistics,
+)
 
 
 def network():
@@ -112,3 +118,27 @@ def test_freeze_affine_freezes_nothing_else():
     model = network()
     freeze_affine(model)
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, False]
+
+
+def test_running_statistics_normalise_as_evaluation_does_and_do_not_move():
+    model = build_model("deeplabv2-resnet18", 3)
+    images = torch.randn(2, 3, 33, 33) * 3 + 1
+    with torch.no_grad():
+        model(images)  # so that the running statistics are not the start's
+    before = statistics(model)
+    with running_statistics(model):
+        found = model(images)
+    assert same(before, statistics(model))
+    assert all(module.training for module in model.modules())
+    found.square().mean().backward()
+    assert model.encoder.bn1.weight.grad.any()  # scale and shift still learn
+    with torch.no_grad():
+        assert torch.equal(found, model.eval()(images))
+
+
+def test_running_statistics_leave_dropout_and_an_evaluating_layer_as_they_are():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3).eval())
+    with pytest.raises(KeyError), running_statistics(model):
+        assert [layer.training for layer in model] == [False, True, False]
+        raise KeyError
+    assert [layer.training for layer in model] == [True, True, False]

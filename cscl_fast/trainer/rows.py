@@ -1,0 +1,10 @@
+"""The rows of a run's table of results, by the names that its files have them under."""
+
+SOURCE_ONLY = "source only"
+"""After the warm-up, with the source's statistics."""
+TARGET_STATISTICS = "source only, target statistics"
+"""The same weights with statistics from the target: where the adaptation begins."""
+ADAPTED = "CSCL"
+"""The trained weights."""
+AVERAGED = "CSCL, averaged weights"
+"""Their exponential average."""

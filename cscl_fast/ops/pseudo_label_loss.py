@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from cscl_fast import backends
@@ -12,6 +14,28 @@ from cscl_fast.ops import checks
 _KERNELS = backends.implementations("pseudo_label_loss")
 
 
+@overload
+def pseudo_label_loss(
+    logits: Tensor,
+    thresholds: Tensor,
+    gamma: float = 0.25,
+    *,
+    label_logits: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    align_corners: bool = False,
+    return_count: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def pseudo_label_loss(
+    logits: Tensor,
+    thresholds: Tensor,
+    gamma: float = 0.25,
+    *,
+    label_logits: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    align_corners: bool = False,
+    return_count: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def pseudo_label_loss(
     logits: Tensor,  # [B, K, h, w] float32 | float16 | bfloat16 (float64: reference only)
     thresholds: Tensor,  # [K] float32, in (0, 1]
@@ -20,7 +44,8 @@ def pseudo_label_loss(
     label_logits: Tensor | None = None,  # [B, K, h, w]; None: the logits themselves
     size: tuple[int, int] | None = None,  # (H, W) pixels; None keeps h, w
     align_corners: bool = False,
-) -> Tensor:  # scalar float32, nats per kept pixel
+    return_count: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # scalar float32, nats per kept pixel; and scalar int64
     """Cross-entropy of the network with its soft pseudo-labels.
 
     Mean over the kept pixels of -Σ_k ŷ_k log p_k, with the ŷ of Eq. 10 (`soft_pseudo_labels`)
@@ -37,6 +62,8 @@ def pseudo_label_loss(
         label_logits: output of the network that gives the labels, if that is another one.
         size: evaluate on logits upsampled bilinearly to this size.
         align_corners: convention of the upsampling, as in `torch.nn.functional.interpolate`.
+        return_count: also the number of kept pixels, which the loss is the mean over: what the
+            means of several processes are weighted by.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -54,8 +81,11 @@ def pseudo_label_loss(
     labelled_here = label_logits is None or label_logits.dtype in DTYPE_CODES
     kernels = _KERNELS.get(backends.select("pseudo_label_loss", logits))
     if kernels is not None and labelled_here:
-        loss: Tensor = kernels.pseudo_label_loss(
+        loss, count = kernels.pseudo_label_loss(
             logits, thresholds, gamma, label_logits, size, align_corners
         )
-        return loss
-    return reference.pseudo_label_loss(logits, thresholds, gamma, label_logits, size, align_corners)
+    else:
+        loss, count = reference.pseudo_label_loss(
+            logits, thresholds, gamma, label_logits, size, align_corners
+        )
+    return (loss, count) if return_count else loss

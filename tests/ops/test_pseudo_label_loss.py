@@ -159,9 +159,12 @@ def test_splitting_a_batch_is_a_weighted_mean(place: Place) -> None:
     delta = make_thresholds(5, place.device)
     total, count = 0.0, 0
     for one in logits.split(1):
-        kept = int((soft_pseudo_labels(one, delta, **case.upsampling).hard != 255).sum())
-        total += kept * float(pseudo_label_loss(one, delta, **case.upsampling))
-        count += kept
+        hard = soft_pseudo_labels(one, delta, **case.upsampling).hard
+        mean, kept = pseudo_label_loss(one, delta, **case.upsampling, return_count=True)
+        assert kept.dtype == torch.int64
+        assert int(kept) == int((hard != 255).sum())
+        total += int(kept) * float(mean)
+        count += int(kept)
     assert count > 0
     assert_within(pseudo_label_loss(logits, delta, **case.upsampling), total / count)
 

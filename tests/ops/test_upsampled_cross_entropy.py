@@ -144,13 +144,14 @@ def test_confident_and_right_keeps_its_digits(place: Place) -> None:
 def test_splitting_a_batch_is_a_weighted_mean(place: Place) -> None:
     case = CASES[1]
     logits, labels = make_logits(case, torch.float32, place.device), make_labels(case, place.device)
-    counts = [int((part != 255).sum()) for part in labels.split(1)]
-    parts = [
-        float(upsampled_cross_entropy(z, y))
-        for z, y in zip(logits.split(1), labels.split(1), strict=True)
-    ]
-    mean = sum(n * loss for n, loss in zip(counts, parts, strict=True)) / sum(counts)
-    assert_within(upsampled_cross_entropy(logits, labels), mean)
+    total, pixels = 0.0, 0
+    for z, y in zip(logits.split(1), labels.split(1), strict=True):
+        mean, count = upsampled_cross_entropy(z, y, return_count=True)
+        assert count.dtype == torch.int64
+        assert int(count) == int((y != 255).sum())
+        total += int(count) * float(mean)
+        pixels += int(count)
+    assert_within(upsampled_cross_entropy(logits, labels), total / pixels)
 
 
 def test_permuting_classes_changes_nothing(place: Place) -> None:

@@ -129,13 +129,13 @@ def test_any_gamma_gives_finite_labels(gamma: float) -> None:
 
 def cross_entropy(logits: Tensor, case: Case) -> tuple[Tensor, float, np.ndarray]:
     labels = random_labels(case, case.area)
-    loss = upsampled_cross_entropy(logits, labels, 255, case.align_corners)
+    loss = upsampled_cross_entropy(logits, labels, 255, case.align_corners)[0]
     return loss, *oracles.cross_entropy(upsampled(logits, case), array(labels), 255)
 
 
 def own_labels(logits: Tensor, case: Case, gamma: float = 0.25) -> tuple[Tensor, float, np.ndarray]:
     delta = make_thresholds(case.shape[1])
-    loss = pseudo_label_loss(logits, delta, gamma, None, case.size, case.align_corners)
+    loss = pseudo_label_loss(logits, delta, gamma, None, case.size, case.align_corners)[0]
     z = upsampled(logits, case)
     return loss, *oracles.pseudo_label_loss(z, z, array(delta), gamma)
 
@@ -145,7 +145,7 @@ def given_labels(
 ) -> tuple[Tensor, float, np.ndarray]:
     delta = make_thresholds(case.shape[1])
     teacher = make_logits(case, torch.float32, salt=1)
-    loss = pseudo_label_loss(logits, delta, gamma, teacher, case.size, case.align_corners)
+    loss = pseudo_label_loss(logits, delta, gamma, teacher, case.size, case.align_corners)[0]
     z, t = upsampled(logits, case), upsampled(teacher, case)
     return loss, *oracles.pseudo_label_loss(z, t, array(delta), gamma)
 
@@ -205,13 +205,13 @@ def test_what_is_not_finite(bad: float, size: tuple[int, int] | None) -> None:
 
     student = logits.clone().requires_grad_()
     labels = torch.full((2, *case.area), 2)
-    loss = upsampled_cross_entropy(student, labels, 255, False)
+    loss = upsampled_cross_entropy(student, labels, 255, False)[0]
     assert not loss.isfinite()
     loss.backward()
     student.grad = None
     labels[torch.from_numpy(~finite)] = 255
     found, gradient = oracles.cross_entropy(z, array(labels), 255)
-    loss = upsampled_cross_entropy(student, labels, 255, False)
+    loss = upsampled_cross_entropy(student, labels, 255, False)[0]
     assert_within(loss, found)
     loss.backward()
     assert_gradient(student.grad, oracles.upsample_adjoint(gradient, (6, 7), False))
@@ -224,8 +224,8 @@ def test_nothing_to_learn_from_is_zero_with_zero_gradients(size: tuple[int, int]
     far = torch.tensor([-1, 4, 300, 2**40, -(2**40), 255])
     labels = far[torch.randint(0, 6, (2, *size))]  # out of range counts as ignored
     for loss in (
-        upsampled_cross_entropy(logits, labels, 255, False),
-        pseudo_label_loss(logits, torch.ones(4), 0.25, None, size, False),
+        upsampled_cross_entropy(logits, labels, 255, False)[0],
+        pseudo_label_loss(logits, torch.ones(4), 0.25, None, size, False)[0],
     ):
         assert loss.item() == 0
         (gradient,) = torch.autograd.grad(loss, logits)
@@ -395,10 +395,10 @@ DELTA = torch.linspace(0.2, 1.0, 5)
 # Every operator by logits or features [2, 5, 6, 7], and the registered one with its arguments.
 CALLS: dict[str, Call] = {
     "soft_pseudo_labels": lambda x: soft_pseudo_labels(x, DELTA, 0.25, 15, 20, False),
-    "pseudo_label_loss": lambda x: pseudo_label_loss(x, DELTA, 0.25, None, (15, 20), False),
-    "pseudo_label_loss, own size": lambda x: pseudo_label_loss(x, DELTA, 0.25, x, None, False),
-    "upsampled_cross_entropy": lambda x: upsampled_cross_entropy(x, LABELS, 255, True),
-    "upsampled_cross_entropy, own size": lambda x: upsampled_cross_entropy(x, SMALL, 255, False),
+    "pseudo_label_loss": lambda x: pseudo_label_loss(x, DELTA, 0.25, None, (15, 20), False)[0],
+    "pseudo_label_loss, own size": lambda x: pseudo_label_loss(x, DELTA, 0.25, x, None, False)[0],
+    "upsampled_cross_entropy": lambda x: upsampled_cross_entropy(x, LABELS, 255, True)[0],
+    "upsampled_cross_entropy, own size": lambda x: upsampled_cross_entropy(x, SMALL, 255, False)[0],
     "class_thresholds": lambda x: class_threshold.class_thresholds(x, 0.4, (15, 20), False),
     "class_centroids": lambda x: class_centroid.class_centroids(x, SMALL, 5),
     "symmetric_soft_divergence": lambda x: symmetric_soft_divergence(

@@ -45,18 +45,18 @@ def count(x: Tensor) -> Tensor:
 CALLS: dict[str, tuple[Callable[[Tensor], Any], int, int]] = {
     "soft_pseudo_labels": (lambda x: soft_pseudo_labels(x, DELTA, 0.25, 15, 20, False), 1, 0),
     "pseudo_label_loss": (
-        lambda x: pseudo_label_loss(x, DELTA, 0.25, None, (15, 20), False),
+        lambda x: pseudo_label_loss(x, DELTA, 0.25, None, (15, 20), False)[0],
         3,
         0,
     ),
     "pseudo_label_loss, own size": (
-        lambda x: pseudo_label_loss(x, DELTA, 0.25, x, None, False),
+        lambda x: pseudo_label_loss(x, DELTA, 0.25, x, None, False)[0],
         2,
         1,
     ),
-    "upsampled_cross_entropy": (lambda x: upsampled_cross_entropy(x, LARGE, 255, True), 3, 0),
+    "upsampled_cross_entropy": (lambda x: upsampled_cross_entropy(x, LARGE, 255, True)[0], 3, 0),
     "upsampled_cross_entropy, own size": (
-        lambda x: upsampled_cross_entropy(x, SMALL, 255, False),
+        lambda x: upsampled_cross_entropy(x, SMALL, 255, False)[0],
         2,
         1,
     ),

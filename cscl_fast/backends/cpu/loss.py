@@ -85,13 +85,14 @@ class LossOperator:
             return _Differentiable.apply(self, *inputs)
         return self.below_autograd(*inputs)
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        """The loss, by the operator's inputs but `record`."""
+    def __call__(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """The loss and what it is the mean over, by the operator's inputs but `record`."""
         logits = inputs[0]
         inputs = (*inputs, torch.is_grad_enabled() and logits.requires_grad)
         if plain(logits):
-            return self.with_autograd(*inputs)[0]
-        return getattr(torch.ops.cscl_fast, self.name)(*inputs)[0]
+            return self.with_autograd(*inputs)[:2]
+        loss, count, _ = getattr(torch.ops.cscl_fast, self.name)(*inputs)
+        return loss, count
 
 
 def register(operator: LossOperator) -> None:

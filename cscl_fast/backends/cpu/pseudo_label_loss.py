@@ -165,8 +165,8 @@ def pseudo_label_loss(
     label_logits: Tensor | None,  # [B, K, h, w] float32 | float16 | bfloat16
     size: tuple[int, int] | None,  # (H, W)
     align_corners: bool,
-) -> Tensor:  # scalar float32
-    """Mean over the kept pixels of -Σ_k ŷ_k log p_k; 0 where nothing is kept."""
+) -> tuple[Tensor, Tensor]:  # scalars float32, int64
+    """Mean over the kept pixels of -Σ_k ŷ_k log p_k, 0 where nothing is kept; their number."""
     if label_logits is not None:
         label_logits = label_logits.detach()
         if label_logits.dtype != logits.dtype:

@@ -33,8 +33,8 @@ def pseudo_label_loss(
     label_logits: Tensor | None,  # [B, K, h, w] any float dtype; None: the logits themselves
     size: tuple[int, int] | None,  # (H, W)
     align_corners: bool,
-) -> Tensor:  # scalar float32 (float64 for float64 logits)
-    """Mean over the kept pixels of -Σ_k ŷ_k log p_k; 0 where nothing is kept."""
+) -> tuple[Tensor, Tensor]:  # scalars float32 (float64 for float64 logits), int64
+    """Mean over the kept pixels of -Σ_k ŷ_k log p_k, 0 where nothing is kept; their number."""
     batch, classes = logits.shape[:2]
     area = evaluation_size(logits, size)
     wide = accumulation_dtype(logits.device)
@@ -56,4 +56,4 @@ def pseudo_label_loss(
                 soft = soft.masked_fill_(~kept[:, None], 0).to(log_probabilities.dtype)
             total = total + (soft * -log_probabilities).sum(dim=1).sum(dtype=wide)
             count = count + kept.sum()
-        return (total / count.clamp(min=1)).to(arithmetic_dtype(logits.dtype))
+        return (total / count.clamp(min=1)).to(arithmetic_dtype(logits.dtype)), count

@@ -14,8 +14,8 @@ def upsampled_cross_entropy(
     labels: Tensor,  # [B, H, W] int64
     ignore_index: int,
     align_corners: bool,
-) -> Tensor:  # scalar float32 (float64 for float64 logits)
-    """Mean over the labelled pixels of -log p_label; 0 where no pixel is labelled."""
+) -> tuple[Tensor, Tensor]:  # scalars float32 (float64 for float64 logits), int64
+    """Mean over the labelled pixels of -log p_label, 0 where there is none; their number."""
     batch, classes = logits.shape[:2]
     height, width = labels.shape[1:]
     wide = accumulation_dtype(logits.device)
@@ -31,4 +31,4 @@ def upsampled_cross_entropy(
             chosen = values.log_softmax(dim=1).gather(1, torch.where(counted, label, 0))
             total = total - torch.where(counted, chosen, 0).sum(dtype=wide)
             count = count + counted.sum()
-        return (total / count.clamp(min=1)).to(arithmetic_dtype(logits.dtype))
+        return (total / count.clamp(min=1)).to(arithmetic_dtype(logits.dtype)), count

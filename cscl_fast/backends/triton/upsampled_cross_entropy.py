@@ -58,9 +58,9 @@ def upsampled_cross_entropy(
     labels: Tensor,  # [B, H, W] int64
     ignore_index: int,
     align_corners: bool,
-) -> Tensor:  # scalar float32
-    """Mean over the labelled pixels of -log p_label; 0 where no pixel is labelled."""
+) -> tuple[Tensor, Tensor]:  # scalars float32, int64
+    """Mean over the labelled pixels of -log p_label, 0 where there is none; their number."""
     record = torch.is_grad_enabled() and logits.requires_grad
     with on_device_of(logits):
-        found: Tensor = _operator(logits, labels, ignore_index, align_corners, record)[0]
-    return found
+        mean, count, _ = _operator(logits, labels, ignore_index, align_corners, record)
+    return mean, count

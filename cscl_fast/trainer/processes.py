@@ -1,0 +1,285 @@
+"""Several processes, one for each GPU: what they have to agree on, and how they end together.
+
+`torchrun --nproc-per-node N -m cscl_fast.train -- OPTIONS` starts N processes, which find one
+another by torchrun's environment. Each reads its share of every batch and does the same steps.
+
+A step's objective is that of one process with all the batches. Each of its losses is a mean, over
+labelled pixels, kept ones, rewarded locations; a process's batch has a share in it, its count over
+the sum of all counts (`Players.counts`), and
+
+    objective = Σ over the processes, Σ over the losses, share · loss
+
+so that the gradients of the parameters, each process's own from its shares, have to be added up,
+not averaged: `Shared` has DistributedDataParallel do that, while the backward pass still runs. A
+loss that is made of sums over the processes itself (`sum`: class centroids) is the same in all of
+them and enters with the share 1 / count.
+
+Sums of small tensors are taken in the order of the ranks, so that they are the same to the last
+bit in every process and every run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cscl_fast.config import ConfigError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+# What PyTorch's errors of a collective have in their text; it gives most of them no type.
+_SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "socket")
+
+
+class LostProcessError(RuntimeError):
+    """Another process of this run died or does not answer; the message says what to look at."""
+
+
+class Processes:
+    """The processes of a run, from the point of view of one of them.
+
+    Args:
+        rank: which one this is, from 0.
+        count: how many there are; 1 talks to nobody and needs no torch.distributed.
+        local_rank: which one it is on this machine: the number of its GPU.
+        timeout: seconds to wait for another one.
+    """
+
+    def __init__(
+        self, rank: int = 0, count: int = 1, local_rank: int = 0, *, timeout: float = 600.0
+    ) -> None:
+        self.rank, self.count, self.local_rank = rank, count, local_rank
+        self.timeout = timeout
+        self.how_to_go_on = "the same command with --resume RUN_FOLDER"  # for the messages
+
+    @staticmethod
+    def alone() -> Processes:
+        """One process."""
+        return Processes()
+
+    @staticmethod
+    def from_environment(device: str = "auto", *, timeout: float = 600.0) -> Processes:
+        """What torchrun's environment says; without one, one process.
+
+        Joins the others: over gloo, and on GPUs over NCCL. A GPU is then this process's own.
+
+        Args:
+            device: the key `device` of the configuration.
+            timeout: seconds that a process waits for another one (`distributed_timeout`).
+
+        Raises:
+            ConfigError: several processes cannot run on the device.
+            LostProcessError: the others did not come.
+        """
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1 or "RANK" not in os.environ:
+            return Processes(timeout=timeout)
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        on_gpus = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        if on_gpus:
+            if local_rank >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"process {local_rank + 1} of this machine finds "
+                    f"{torch.cuda.device_count()} GPU(s), and each needs one of its own: give "
+                    "torchrun a smaller --nproc-per-node, or --device cpu"
+                )
+            torch.cuda.set_device(local_rank)
+        elif device not in ("auto", "cpu"):
+            raise ConfigError(
+                f"device is {device}; with {count} processes it is auto, cpu or cuda, and each "
+                "process takes the GPU of its own number"
+            )
+        self = Processes(int(os.environ["RANK"]), count, local_rank, timeout=timeout)
+        with self.watching("start"):
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+        return self
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        return self.count > 1
+
+    def __str__(self) -> str:
+        return f"process {self.rank + 1} of {self.count}"
+
+    # ------------------------------------------------------------------------ what is added up
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Σ over the processes of a tensor of one shape, the same to the last bit in each.
+
+        Differentiable, where what is computed from the sum is the same in every process, with the
+        same share: the gradients that come back from all of them are then `count` times this one's.
+        """
+        return _Sum.apply(value, self) if self.several else value
+
+    @torch.no_grad()
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace float tensors by their averages over the processes, in one message."""
+        if not self.several or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        flat = self.sum(flat) / self.count
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process holds, in the order of the ranks: anything that can be pickled."""
+        found: list[Any] = [None] * self.count
+        if not self.several:
+            return [value]
+        with self.watching("an exchange"):
+            distributed.all_gather_object(found, value)
+        return found
+
+    def from_main(self, value: Result) -> Result:
+        """What the first process holds."""
+        return self.gather(value if self.is_main else None)[0] if self.several else value
+
+    @torch.no_grad()
+    def copy_from_main(self, module: nn.Module) -> None:
+        """Parameters and buffers of `module` as the first process has them."""
+        if self.several:
+            with self.watching("copying a network"):
+                for tensor in module.state_dict().values():
+                    distributed.broadcast(tensor, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether one of them says so: all get the same answer, at the same place."""
+        if not self.several:
+            return flag
+        answer = torch.tensor([int(flag)])
+        with self.watching("the end of a step"):
+            distributed.all_reduce(answer, distributed.ReduceOp.MAX)
+        return bool(answer)
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.any(False)
+
+    # -------------------------------------------------------------------------------- the end
+
+    @contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Errors of the communication inside become `LostProcessError`."""
+        try:
+            yield
+        except LostProcessError:
+            raise
+        except (RuntimeError, TimeoutError) as error:
+            if not is_sign_of_loss(error):
+                raise
+            raise LostProcessError(
+                f"{self} has lost another process in {what}: it ended, or did not answer for "
+                f"{self.timeout:g} s (distributed_timeout). If it could leave a message of its "
+                "own, it stands above; if not, the system may have ended it (out of memory: "
+                "`dmesg | tail`). This process ends too. Go on from the last checkpoint with:\n"
+                f"  {self.how_to_go_on}\n"
+                f"PyTorch says: {str(error).partition(chr(10))[0][:200]}"
+            ) from error
+
+    def close(self) -> None:
+        """Leave the others, after the last step of all."""
+        if self.several and distributed.is_initialized():
+            self.barrier()
+            distributed.destroy_process_group()
+
+
+def is_sign_of_loss(error: BaseException) -> bool:
+    """Whether an error is one of the communication between processes."""
+    if isinstance(error, distributed.DistError | TimeoutError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_LOSS)
+
+
+class Shared:
+    """Computations whose backward pass leaves in `modules` the gradients' sums over the processes.
+
+    Making one gives all processes the parameters of the first. With one process it does nothing.
+
+    A module for each player, and not one for all: an update of D then sends D's gradients only.
+    """
+
+    def __init__(self, processes: Processes, *modules: nn.Module) -> None:
+        self.parallel: DistributedDataParallel | None = None
+        learning = any(p.requires_grad for module in modules for p in module.parameters())
+        if processes.several and learning:
+            # It says so whenever every parameter was used.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            with processes.watching("the first copy of the weights"):
+                self.parallel = DistributedDataParallel(
+                    _Computation(modules),
+                    broadcast_buffers=False,  # running statistics are averaged, not the first's
+                    find_unused_parameters=True,
+                )
+            self.parallel.register_comm_hook(None, _add_up)
+
+    def __call__(
+        self,
+        compute: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result:
+        """`compute(*arguments)`, all of whose results' tensors have to be used by one backward."""
+        if self.parallel is None:
+            return compute(*arguments, **named)
+        result: Result = self.parallel(compute, *arguments, **named)
+        return result
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, gradients stay with their process, to be added up after the next call's."""
+        return nullcontext() if self.parallel is None else self.parallel.no_sync()
+
+
+class _Computation(nn.Module):
+    """Parameters, and whatever is computed with them, as DistributedDataParallel wants it."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.learning = nn.ModuleList(modules)
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return compute(*arguments, **named)
+
+
+def _add_up(_: None, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """Gradients are added up, where DistributedDataParallel would take their average."""
+    work = distributed.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+class _Sum(torch.autograd.Function):
+    """Σ over the processes; its adjoint adds up the gradients, which are the same in all."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, processes: Processes) -> Tensor:
+        ctx.count = processes.count
+        value = value.detach().contiguous()
+        found = value.new_empty((processes.count, *value.shape))
+        with processes.watching("a sum"):
+            distributed.all_gather(list(found.unbind()), value)
+        total = found[0].clone()
+        for other in found[1:]:
+            total += other
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.count, None

@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         ConfigError: an unknown key (the nearest valid one is named), a value that cannot work.
         SystemExit: `--help`, or an argument of the wrong type (the message names it).
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _without_aliases(sys.argv[1:] if arguments is None else arguments)
     resume = _peek(arguments, "resume")
     if resume is not None:
         file = Path(resume) / "config.yaml"
@@ -95,6 +95,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(entries, dict):
         raise ConfigError(f"{path} holds a {type(entries).__name__}; it needs keys and values")
+    if isinstance(entries.get("optimizer"), str):
+        entries["optimizer"] = {"implementation": entries["optimizer"]}
     known = keys_of(Config)
     for key, value in flatten(entries).items():
         inside = [name for name in known if name.startswith(f"{key}.")]
@@ -134,6 +136,15 @@ def to_yaml(config: Config) -> str:
     for key in ("config", "resume", "overwrite"):
         entries.pop(key)
     return yaml.safe_dump(entries, sort_keys=False)
+
+
+def _without_aliases(arguments: Sequence[str]) -> list[str]:
+    """`--optimizer apex` is short for `--optimizer.implementation apex`."""
+    short, full = "--optimizer", "--optimizer.implementation"
+    return [
+        full + argument[len(short) :] if argument.split("=", 1)[0] == short else argument
+        for argument in arguments
+    ]
 
 
 def _peek(arguments: Sequence[str], name: str) -> str | None:

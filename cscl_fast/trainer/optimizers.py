@@ -1,44 +1,248 @@
-"""The optimizers of the players and the polynomial decay of their learning rates."""
+"""The optimizers of the players, their implementations, and the decay of their learning rates.
+
+`optimizer.implementation` says who computes the step: PyTorch's fused kernels ("auto" takes them
+where the device has them), its foreach or plain loop, or NVIDIA Apex's kernels. All of them
+compute one update, equal within float32 rounding, and read each other's state.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+import warnings
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cscl_fast.config import OptimizerConfig
+from cscl_fast.config import ConfigError, OptimizerConfig
 from cscl_fast.models import SegmentationModel
+
+Implementation = Literal["auto", "fused", "foreach", "loop", "apex"]
+Group = dict[str, Any]
+
+BETAS = (0.9, 0.99)  # of Adam, as the paper has them
+EPSILON = 1e-8
+FUSED_DEVICES = ("cpu", "cuda")  # with PyTorch's fused SGD and Adam since 2.4
+APEX_DEVICES = ("cuda",)
+
+
+class ApexError(ConfigError):
+    """NVIDIA Apex was asked for and cannot be used; the message says what to install instead."""
 
 
 def model_optimizer(
     model: SegmentationModel, config: OptimizerConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """SGD or Adam over the encoder and the (faster) classifier; frozen parameters are left out."""
+    """SGD or Adam over the encoder and the (faster) classifier; frozen parameters are left out.
+
+    Raises:
+        ConfigError: `config.implementation` cannot be had here; says why and what can.
+    """
     groups = [
-        {
-            "params": [p for p in part.parameters() if p.requires_grad],
-            "lr": learning_rate * factor,
-            "initial_lr": learning_rate * factor,
-        }
+        _group(part, learning_rate * factor)
         for part, factor in ((model.encoder, 1.0), (model.classifier, config.classifier_factor))
     ]
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+    if config.name == "adam":
+        return _adam(groups, learning_rate, config.weight_decay, config.implementation)
+    return _sgd(groups, learning_rate, config)
+
+
+def player_optimizer(
+    module: nn.Module, learning_rate: float, implementation: Implementation = "auto"
+) -> torch.optim.Optimizer:
+    """Adam (0.9, 0.99), as the paper trains D, T_Q and T_C."""
+    return _adam([_group(module, learning_rate)], learning_rate, 0.0, implementation)
+
+
+def _group(module: nn.Module, learning_rate: float) -> Group:
+    learning = [p for p in module.parameters() if p.requires_grad]
+    return {"params": learning, "lr": learning_rate, "initial_lr": learning_rate}
+
+
+def _sgd(groups: list[Group], rate: float, config: OptimizerConfig) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": rate,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
+    chosen = resolve(config.implementation, _device(groups))
+    if chosen == "apex":
+        return _apex("FusedSGD", groups, dampening=0.0, wd_after_momentum=False, **settings)
+    return _ready(torch.optim.SGD(groups, **settings, **_switches(chosen)))
+
+
+def _adam(
+    groups: list[Group], rate: float, weight_decay: float, implementation: Implementation
+) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": rate,
+        "betas": BETAS,
+        "eps": EPSILON,
+        "weight_decay": weight_decay,
+    }
+    chosen = resolve(implementation, _device(groups))
+    if chosen == "apex":
+        # Apex's default is AdamW; PyTorch's Adam adds the weight decay to the gradient.
+        return _apex("FusedAdam", groups, adam_w_mode=False, bias_correction=True, **settings)
+    return _ready(torch.optim.Adam(groups, **settings, **_switches(chosen)))
+
+
+# ------------------------------------------------------------------------- which implementation
+
+
+def resolve(implementation: Implementation, device: torch.device) -> Implementation:
+    """What to compute the step with on this device: fused, foreach, loop or apex.
+
+    Raises:
+        ConfigError: fused on a device without such kernels.
+        ApexError: Apex on a GPU without NVIDIA's Apex, or another package of its name anywhere.
+    """
+    if implementation == "apex":
+        return _resolve_apex(device)
+    if implementation == "fused" and device.type not in FUSED_DEVICES:
+        raise ConfigError(
+            f"optimizer.implementation is fused, and PyTorch has no fused step for device "
+            f"{device.type}; use auto or foreach"
         )
-    return torch.optim.Adam(
-        groups, lr=learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    if implementation == "auto":
+        return "fused" if device.type in FUSED_DEVICES else "foreach"
+    return implementation
+
+
+def _resolve_apex(device: torch.device) -> Implementation:
+    """Apex is for GPUs; so that one command works everywhere, the CPU takes PyTorch's kernels."""
+    absent = False
+    try:
+        apex_optimizers()
+    except ModuleNotFoundError:
+        absent = True
+    if device.type in APEX_DEVICES:
+        if absent:
+            raise ApexError(
+                "optimizer.implementation is apex, and NVIDIA Apex is not installed; "
+                f"{_INSTALL_APEX}, or use auto: PyTorch's fused step computes the same"
+            )
+        return "apex"
+    warnings.warn(
+        f"optimizer.implementation is apex, which needs a GPU; on device {device.type} PyTorch's "
+        "own step, which computes the same, takes its place",
+        stacklevel=2,
+    )
+    return resolve("auto", device)
+
+
+_INSTALL_APEX = (
+    "install it from source, https://github.com/NVIDIA/apex, with its C++ and CUDA extensions"
+)
+
+
+def apex_optimizers() -> Any:
+    """The module `apex.optimizers` of NVIDIA's Apex.
+
+    Raises:
+        ModuleNotFoundError: there is no package `apex`.
+        ApexError: there is one, and it is not NVIDIA's, which alone has `FusedAdam`.
+    """
+    problem = "it has no apex.optimizers.FusedAdam"
+    try:
+        module = importlib.import_module("apex.optimizers")
+        if hasattr(module, "FusedAdam"):
+            return module
+    except ModuleNotFoundError as error:
+        if error.name == "apex":
+            raise
+        problem = str(error)
+    except Exception as error:  # PyPI's is Python 2: whatever its import may raise
+        problem = f"{type(error).__name__}: {error}"
+    raise ApexError(
+        f"optimizer.implementation is apex, and the package apex here is not NVIDIA's ({problem}); "
+        "the one on PyPI is a web toolkit that has nothing to do with it: pip uninstall apex, then "
+        f"{_INSTALL_APEX}, or use auto"
     )
 
 
-def player_optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Adam (0.9, 0.99), as the paper trains D, T_Q and T_C."""
-    group = {"params": list(module.parameters()), "initial_lr": learning_rate}
-    return torch.optim.Adam([group], lr=learning_rate, betas=(0.9, 0.99))
+def _apex(name: str, groups: list[Group], **settings: Any) -> torch.optim.Optimizer:
+    filled = [group for group in groups if group["params"]]  # it looks at each group's first
+    try:
+        return _ready(getattr(apex_optimizers(), name)(filled, **settings))
+    except (RuntimeError, ImportError) as error:
+        raise ApexError(
+            f"optimizer.implementation is apex, and its {name} cannot be made: {error}; "
+            f"{_INSTALL_APEX}, or use auto"
+        ) from error
+
+
+def _switches(implementation: Implementation) -> dict[str, Any]:
+    return {"fused": implementation == "fused", "foreach": implementation == "foreach"}
+
+
+def _device(groups: list[Group]) -> torch.device:
+    return next((p.device for g in groups for p in g["params"]), torch.device("cpu"))
+
+
+# ---------------------------------------------------- what the fused kernels need and do not check
+
+
+def _ready(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Guard the steps of fused kernels, and let the optimizer read every implementation's state."""
+    if optimizer.defaults.get("fused", True):  # Apex's have no such switch
+        optimizer.register_step_pre_hook(_before_fused_step)
+    optimizer.register_load_state_dict_pre_hook(_translate)
+    optimizer.register_load_state_dict_post_hook(_settle)
+    return optimizer
+
+
+def _before_fused_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Gradients in their parameters' memory layout, and a momentum for each of them.
+
+    The kernels walk parameter, gradient and state in the order of memory, whatever their strides
+    say: a channels-last weight with a contiguous gradient would be updated with the wrong numbers.
+    And they take a momentum for all parameters or for none, uninitialised if a gradient scaler
+    skips the first step; a momentum of zeros gives the first step its usual result.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if not _same_layout(p.grad, p):
+                p.grad = torch.empty_like(p).copy_(p.grad)
+            if group.get("momentum") and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape keep their elements in one order."""
+    if a.stride() == b.stride():
+        return True
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(one == other for length, one, other in strides if length > 1)
+
+
+def _translate(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Any implementation's state as this one's: Apex counts Adam's steps by group, PyTorch by
+    parameter, and a loaded group brings the switches of the implementation that wrote it.
+    """
+    apex = "fused" not in optimizer.defaults
+    groups, by_parameter = [], {key: dict(entry) for key, entry in state["state"].items()}
+    for saved in state["param_groups"]:
+        group = {key: value for key, value in saved.items() if key not in ("fused", "foreach")}
+        count = group.pop("step", None)
+        for entry in (by_parameter[key] for key in group["params"] if key in by_parameter):
+            count = entry.pop("step", count)
+            if "exp_avg" in entry and not apex:
+                entry["step"] = torch.tensor(float(count))
+        if apex and count is not None:
+            group["step"] = int(count)
+        groups.append({**optimizer.defaults, **group})
+    return {"state": by_parameter, "param_groups": groups}
+
+
+def _settle(optimizer: torch.optim.Optimizer) -> None:
+    """A loaded state in its parameters' memory layout."""
+    for p, entry in optimizer.state.items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and not _same_layout(value, p):
+                entry[key] = torch.empty_like(p).copy_(value)
 
 
 class Optimizers:
@@ -66,7 +270,9 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         for optimizer in self.players.values():
-            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad = None
 
     def step(self, player: str | None = None) -> None:
         """Step one player, or all of them."""

@@ -250,6 +250,13 @@ def test_help_explains_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None
         assert f"--{key.replace('_', '-')}" in text, key
 
 
+def test_the_short_way_to_name_an_optimizers_implementation(tmp_path: Path) -> None:
+    file = write(tmp_path, "optimizer: apex")
+    for options in (["--optimizer", "apex"], ["--optimizer=apex"], ["--config", file]):
+        assert parse(options).optimizer == replace(preset("demo").optimizer, implementation="apex")
+    assert parse(["--config", file, "--optimizer", "loop"]).optimizer.implementation == "loop"
+
+
 def test_next_free_folder(tmp_path: Path) -> None:
     assert next_free(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()

@@ -1,4 +1,4 @@
-"""Running class centroids: for batches too small to show every class (`centroid_momentum`)."""
+"""Class centroids beyond one batch: running ones, and those over the batches of all processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,47 @@ import torch
 from torch import Tensor, nn
 
 from cscl_fast import ops
+from cscl_fast.trainer.processes import Processes
+
+
+def centroids_of_all(
+    processes: Processes,
+    features: Tensor,  # [B, C, h, w]
+    labels: Tensor,  # [B, h, w] int64, or soft [B, K, h, w]
+    num_classes: int,
+) -> tuple[Tensor, Tensor]:  # centroids [K, C] float32, mass [K] float32
+    """`ops.class_centroids` (Eq. 12–13) of the batches of all processes, the same in each.
+
+    Differentiable in the process's own features, as `Processes.sum` is: what is computed from
+    the centroids has to be the same in all processes, with the share 1 / count.
+    """
+    centroids, mass = ops.class_centroids(features, labels, num_classes)
+    if not processes.several:
+        return centroids, mass
+    mass = mass.detach()[:, None]
+    total = processes.sum(torch.cat([centroids * mass, mass], dim=1))
+    sums, masses = total[:, :-1], total[:, -1:].detach()
+    return sums / torch.where(masses > 0, masses, 1.0), masses[:, 0]
+
+
+def divergence_of_centroids(
+    source: Tensor,  # [K, C] float32
+    target: Tensor,  # [K, C] float32
+    present: Tensor,  # [K] bool: on both sides
+    *,
+    normalise: str,
+) -> Tensor:  # scalar float32, nats
+    """L_div (Eq. 13) from centroids; 0 without a class that is present."""
+    # A centroid is a one-pixel feature map: one location per class, labelled by its class.
+    k = len(present)
+    labels = torch.arange(k, device=present.device).masked_fill(~present, 255).view(1, 1, k)
+    return ops.symmetric_soft_divergence(
+        source.t()[None, :, None],
+        labels,
+        target.t()[None, :, None],
+        torch.diag(present.float()).t()[None, :, None],
+        normalise=normalise,
+    )
 
 
 class RunningCentroids(nn.Module):
@@ -14,31 +55,58 @@ class RunningCentroids(nn.Module):
     A class of the batch enters as m · running + (1 − m) · batch, and gradients flow to the batch's
     part; a class that the batch does not show keeps its running centroid, a constant.
 
+    With several processes the running centroids move by the centroids over all their batches, so
+    that they are the same in each; the loss takes each process's own, or with `of_all` those, too.
+
     Args:
         momentum: m in (0, 1); the weight of the past.
+        of_all: whether the batch is that of all processes (`global_centroids`).
     """
 
     running: Tensor  # [2, K, C] float32
     seen: Tensor  # [2, K] bool
 
-    def __init__(self, momentum: float, num_classes: int, channels: int) -> None:
+    def __init__(
+        self,
+        momentum: float,
+        num_classes: int,
+        channels: int,
+        processes: Processes | None = None,
+        *,
+        of_all: bool = False,
+    ) -> None:
         super().__init__()
         self.momentum = momentum
+        self.processes = processes or Processes.alone()
+        self.of_all = of_all
         self.register_buffer("running", torch.zeros(2, num_classes, channels))
         self.register_buffer("seen", torch.zeros(2, num_classes, dtype=torch.bool))
 
-    def blend(self, domain: int, features: Tensor, labels: Tensor) -> Tensor:
-        """Centroids [K, C] of one domain (0 source, 1 target); the running ones move along."""
-        batch, mass = ops.class_centroids(features, labels, self.running.shape[1])
-        present = (mass > 0)[:, None]
-        # Copies: the backward pass wants them as they are now, not as they become below.
-        past = self.running[domain].clone()
-        known = self.seen[domain][:, None].clone()
-        mixed = torch.where(known, self.momentum * past + (1 - self.momentum) * batch, batch)
-        blended = torch.where(present, mixed, past)
-        self.running[domain] = blended.detach()
-        self.seen[domain] |= present[:, 0]
-        return blended
+    def blend(self, domain: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Centroids [K, C] of one domain (0 source, 1 target), and which of them there are [K]
+        bool; the running ones move along."""
+        k = self.running.shape[1]
+        # A copy: the backward pass wants it as it is now, not as it becomes below.
+        past, known = self.running[domain].clone(), self.seen[domain].clone()
+        if self.of_all or not self.processes.several:
+            batch, mass = centroids_of_all(self.processes, features, labels, k)
+            blended = self._mix(past, known, batch, mass)
+            moved, mass_of_all = blended.detach(), mass
+        else:
+            batch, mass = ops.class_centroids(features, labels, k)
+            blended = self._mix(past, known, batch, mass)
+            with torch.no_grad():
+                batch, mass_of_all = centroids_of_all(self.processes, features, labels, k)
+                moved = self._mix(past, known, batch, mass_of_all)
+        self.running[domain] = moved
+        self.seen[domain] |= mass_of_all > 0
+        return blended, known | (mass > 0)
+
+    def _mix(self, past: Tensor, known: Tensor, batch: Tensor, mass: Tensor) -> Tensor:
+        mixed = torch.where(
+            known[:, None], self.momentum * past + (1 - self.momentum) * batch, batch
+        )
+        return torch.where((mass > 0)[:, None], mixed, past)
 
     def divergence(
         self,
@@ -50,16 +118,6 @@ class RunningCentroids(nn.Module):
         normalise: str,
     ) -> Tensor:  # scalar float32, nats
         """L_div (Eq. 13) between the blended centroids of the classes seen on both sides."""
-        s = self.blend(0, source_features, source_labels)
-        t = self.blend(1, target_features, target_soft)
-        # A centroid is a one-pixel feature map: one location per class, labelled by its class.
-        both = self.seen.all(0)
-        k = len(both)
-        labels = torch.arange(k, device=both.device).masked_fill(~both, 255).view(1, 1, k)
-        return ops.symmetric_soft_divergence(
-            s.t()[None, :, None],
-            labels,
-            t.t()[None, :, None],
-            torch.diag(both.float()).t()[None, :, None],
-            normalise=normalise,
-        )
+        source, in_source = self.blend(0, source_features, source_labels)
+        target, in_target = self.blend(1, target_features, target_soft)
+        return divergence_of_centroids(source, target, in_source & in_target, normalise=normalise)

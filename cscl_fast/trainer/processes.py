@@ -21,6 +21,7 @@ bit in every process and every run.
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -209,6 +210,16 @@ def is_sign_of_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_LOSS)
 
 
+# PyTorch renames the option.
+_BUFFERS_STAY: dict[str, Any] = {
+    name: False
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+}
+if len(_BUFFERS_STAY) == 2:
+    del _BUFFERS_STAY["broadcast_buffers"]
+
+
 class Shared:
     """Computations whose backward pass leaves in `modules` the gradients' sums over the processes.
 
@@ -226,8 +237,8 @@ class Shared:
             with processes.watching("the first copy of the weights"):
                 self.parallel = DistributedDataParallel(
                     _Computation(modules),
-                    broadcast_buffers=False,  # running statistics are averaged, not the first's
                     find_unused_parameters=True,
+                    **_BUFFERS_STAY,  # running statistics are averaged, not the first's
                 )
             self.parallel.register_comm_hook(None, _add_up)
 
@@ -263,6 +274,9 @@ def _add_up(_: None, bucket: distributed.GradBucket) -> torch.futures.Future[Ten
     """Gradients are added up, where DistributedDataParallel would take their average."""
     work = distributed.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
+
+
+_add_up.__annotations__.clear()  # PyTorch would look at them, and they are strings here
 
 
 class _Sum(torch.autograd.Function):

@@ -243,13 +243,13 @@ def test_running_centroids_blend_as_documented() -> None:
         return torch.tensor(pixels).t()[None, :, None].requires_grad_()  # [1, 2, 1, n]
 
     first = features((1.0, 2.0), (3.0, 4.0), (10.0, 20.0))
-    blended = running.blend(0, first, torch.tensor([[[0, 0, 1]]]))
+    blended, _ = running.blend(0, first, torch.tensor([[[0, 0, 1]]]))
     # Seen for the first time: the batch's own. Class 2: never seen, nothing.
     torch.testing.assert_close(blended, torch.tensor([[2.0, 3.0], [10.0, 20.0], [0.0, 0.0]]))
     assert running.seen.tolist() == [[True, True, False], [False] * 3]
 
     second = features((6.0, 7.0), (5.0, 5.0))
-    blended = running.blend(0, second, torch.tensor([[[0, 2]]]))
+    blended, _ = running.blend(0, second, torch.tensor([[[0, 2]]]))
     expected = torch.tensor([
         [0.75 * 2 + 0.25 * 6, 0.75 * 3 + 0.25 * 7],  # blended
         [10.0, 20.0],  # not in the batch: kept

@@ -1,0 +1,70 @@
+"""What several processes tell one another; the runs of several are in test_processes_run.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import several_processes
+import torch
+from several_processes import finish, run_scenario, start
+from torch import nn
+
+from cscl_fast.config import ConfigError
+from cscl_fast.trainer.processes import Processes, Shared, is_sign_of_loss
+
+AGREE = "agreement,gradients,thresholds_and_centroids"
+
+
+def test_three_processes_agree(tmp_path: Path) -> None:
+    run_scenario(AGREE, tmp_path, count=3)
+
+
+def test_two_processes_agree_until_one_ends_and_the_other_says_so(tmp_path: Path) -> None:
+    script = Path(several_processes.__file__)
+    first, second = finish(start(script, f"{AGREE},absent", str(tmp_path)))
+    assert second[0] == 7, second[1]
+    assert first[0] == 1, first[1]
+    assert "process 1 of 2 has lost another process in a sum" in first[1]
+    assert "out of memory" in first[1]
+    assert "the command that goes on" in first[1]
+
+
+def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for us in (Processes.alone(), Processes.from_environment()):
+        assert (us.rank, us.count, us.is_main, us.several) == (0, 1, True, False)
+        value = torch.ones(2)
+        assert us.sum(value) is value
+        assert us.gather("a") == ["a"]
+        assert us.from_main("a") == "a"
+        assert us.any(True)
+        assert not us.any(False)
+        us.barrier()
+        us.close()
+    network = nn.Linear(2, 1)
+    shared = Shared(Processes.alone(), network)
+    with shared.alone():
+        assert torch.equal(shared(network, value), network(value))
+
+
+def test_a_gpu_for_each_process_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="nproc-per-node"):
+        Processes.from_environment("cuda")
+    with pytest.raises(ConfigError, match="device is cuda:1; with 2 processes"):
+        Processes.from_environment("cuda:1")
+
+
+def test_other_errors_keep_their_own_message() -> None:
+    assert not is_sign_of_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_sign_of_loss(ValueError("gloo"))
+    assert is_sign_of_loss(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed"))
+    with (
+        pytest.raises(RuntimeError, match="shapes cannot"),
+        Processes.alone().watching("a step"),
+    ):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

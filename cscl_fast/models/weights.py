@@ -20,7 +20,7 @@ from cscl_fast.models.segmentation_model import SegmentationModel
 from cscl_fast.models.weight_names import Renamed, rename
 
 CHECKPOINT_FORMAT = "cscl_fast.checkpoint"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 # The keys under which training codes store the state dict, in the order in which they are tried.
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")

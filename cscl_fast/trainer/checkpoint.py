@@ -1,25 +1,59 @@
-"""Checkpoints: written atomically, read without executing anything, refused with a reason."""
+"""Checkpoints: written atomically, checked by their checksum, read without executing code.
+
+A file is what `torch.save` writes and 48 bytes behind it: the mark b"CSCLFAST", the length of what
+is before it as 8 bytes (little-endian), and its SHA-256. `torch.load` reads such a file as it is.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from cscl_fast.models.weights import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
 
+MARK = b"CSCLFAST"
+TRAILER = len(MARK) + 8 + hashlib.sha256().digest_size  # bytes
+LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message names the file."""
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+class _Hashing:
+    """A file to write to that knows the length and the SHA-256 of what went through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.length = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.length += len(data)
+        self.digest.update(data)
+        self.file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def trailer(self) -> bytes:
+        return MARK + self.length.to_bytes(8, "little") + self.digest.digest()
+
+
+def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
     """Write `content` so that `path` is at every moment either the old file or the new one.
+
+    Args:
+        previous: where the old file stays, whole like the new one.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file survives.
@@ -28,12 +62,18 @@ def save(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     try:
         with open(temporary, "wb") as file:
+            hashing = _Hashing(file)
             torch.save(
-                {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **content}, file
+                {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **content},
+                hashing,  # type: ignore[arg-type]
             )
+            file.write(hashing.trailer())
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as the latter
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -43,14 +83,38 @@ def save(path: Path, content: dict[str, Any]) -> None:
         ) from error
 
 
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file at `path` the name `previous` too; at every moment it has its own."""
+    link = previous.with_name(previous.name + ".part")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links: `previous` alone is whole for a moment
+        os.replace(path, previous)
+    else:
+        os.replace(link, previous)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new names are on the disk, too, where folders can be synchronised."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package.
+    """Read a checkpoint of this package, of this version or an older one.
 
     Raises:
-        CheckpointError: the file is missing, torn, or not one of this package's checkpoints.
+        CheckpointError: the file is missing, torn or altered, not one of this package's
+            checkpoints, or written by a newer version of it.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
+    has_trailer = _check(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint makes torch.load raise almost anything
@@ -64,20 +128,92 @@ def load(path: Path) -> dict[str, Any]:
         )
     version = content.get("version")
     if not isinstance(version, int) or version > CHECKPOINT_VERSION:
-        raise CheckpointError(
+        raise NewerError(
             f"{path} was written by a newer cscl_fast (checkpoint version {version}, "
             f"this one reads up to {CHECKPOINT_VERSION})"
         )
+    if version > 1 and not has_trailer:  # the first version had none
+        raise CheckpointError(f"{path} is damaged: its end is missing, with the checksum")
     return content
+
+
+class NewerError(CheckpointError):
+    """A checkpoint of a newer version of this package, which is no reason to take an older one."""
+
+
+def _check(path: Path) -> bool:
+    """Compare a file with its own checksum; False if it has none."""
+    with open(path, "rb") as file:
+        length = max(os.fstat(file.fileno()).st_size - TRAILER, 0)
+        file.seek(length)
+        trailer = file.read()
+        if len(trailer) < TRAILER or not trailer.startswith(MARK):
+            return False
+        file.seek(0)
+        digest = hashlib.sha256()
+        left = length
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    if trailer != MARK + length.to_bytes(8, "little") + digest.digest():
+        raise CheckpointError(f"{path} is damaged: it differs from its own checksum")
+    return True
+
+
+def save_newest(folder: Path, content: dict[str, Any]) -> None:
+    """Write `last.pt`; what it was so far stays as `previous.pt`.
+
+    Raises:
+        CheckpointError: as `save`.
+    """
+    save(folder / LAST, content, previous=folder / PREVIOUS)
+
+
+def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Read `last.pt` or, where that is missing or damaged, `previous.pt`.
+
+    A damaged `last.pt` is then called `damaged.pt`: the next one must not push out the whole one.
+
+    Args:
+        warn: told which file could not be used, why, and which one is.
+
+    Raises:
+        CheckpointError: there is no whole file, or the newest is of a newer version.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    try:
+        return load(last)
+    except NewerError:
+        raise
+    except CheckpointError as error:
+        if not previous.is_file():
+            raise
+        try:
+            content = load(previous)
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}, and {other}: nothing to go on from") from other
+        warn(f"warning: {error}. Going on from the one before it, {previous}")
+    if last.exists():
+        os.replace(last, folder / DAMAGED)
+        warn(f"warning: {last} is kept as {folder / DAMAGED}")
+    return content
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random generators whose state a checkpoint holds."""
+    torch.manual_seed(seed)  # of every GPU, too
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def random_state() -> dict[str, Any]:
     """The state of the random generators that a training step draws from."""
     version, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    python_version, python_keys, python_gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [version, torch.tensor(keys), position, has_gauss, cached],
-        "python": list(random.getstate()[1]),
+        "python": [python_version, list(python_keys), python_gauss],
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -85,9 +221,11 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Go on drawing where `random_state` was taken."""
     torch.set_rng_state(state["torch"])
     version, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((version, keys.numpy(), position, has_gauss, cached))
-    random.setstate((3, tuple(state["python"]), None))
+    python_version, python_keys, python_gauss = state["python"]
+    random.setstate((python_version, tuple(python_keys), python_gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

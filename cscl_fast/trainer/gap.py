@@ -37,9 +37,15 @@ class DomainGap:
 class WithDiscriminator(Protocol):
     """What is measured: the players of the method, or anything that has these three of them."""
 
-    model: SegmentationModel
-    discriminator: nn.Module  # F [B, C, h, w] → logits of "target" [B, 1, h', w']
     transfer: bool  # False: D is not trained, and not asked
+
+    @property
+    def model(self) -> SegmentationModel:
+        """E and C."""
+
+    @property
+    def discriminator(self) -> nn.Module:
+        """D: F [B, C, h, w] → logits of "target" [B, 1, h', w']."""
 
 
 class DomainSide:

@@ -1,113 +1,77 @@
-"""What a run leaves behind while it trains: the CSV of every logged value and the progress bar."""
+"""The tables of a run: CSV files that only grow, and go back to where a checkpoint saw them."""
 
 from __future__ import annotations
 
 import csv
-import sys
-import time
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 # Losses in nats, shares and transferability in [0, 1], IoU in percent, speed in steps a second.
 COLUMNS = (
     "phase", "epoch", "step", "seconds", "total", "source", "target", "kept", "discriminator",
     "adversarial", "critic", "regression", "reward", "transferability", "divergence",
-    "learning_rate", "speed",
+    "learning_rate", "speed", "skipped",
 )  # fmt: skip
 
 
-class Journal:
-    """Appends rows to `metrics.csv`; a resumed run goes on in the same file."""
+class Table:
+    """A CSV file with fixed columns, made at its first row.
 
-    def __init__(self, folder: Path, *, after: dict[str, int] | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.path = folder / "metrics.csv"
-        self.started = time.monotonic()
-        if self.path.exists() and after is not None:
-            self._cut(after)
-        else:
-            with open(self.path, "w", newline="") as file:
-                csv.writer(file).writerow(COLUMNS)
+    Rows are only ever added at the end, so the length of the file says which rows were there: a
+    checkpoint holds it, and a resumed run cuts the file to it.
+    """
 
-    def _cut(self, after: dict[str, int]) -> None:
-        """Drop the rows behind the checkpoint that is resumed: they will be written again."""
-        with open(self.path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        # A row that was torn by a full disk or a lost machine has no step.
-        kept = [r for r in rows if int(r["step"] or 10**15) <= after.get(r["phase"], -1)]
-        with open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path = path
+        self.columns = list(columns)
 
-    def log(self, **values: float | int | str) -> None:
-        unknown = set(values) - set(COLUMNS)
+    def append(self, values: Mapping[str, object]) -> None:
+        """Add a row; a column without a value stays empty, floats have six digits.
+
+        Raises:
+            KeyError: a value has no column.
+        """
+        unknown = set(values) - set(self.columns)
         if unknown:
-            raise KeyError(f"metrics.csv has no column for {sorted(unknown)}")
-        values.setdefault("seconds", round(time.monotonic() - self.started, 2))
+            raise KeyError(f"{self.path.name} has no column for {sorted(unknown)}")
+        new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(
+            writer = csv.DictWriter(file, self.columns)
+            if new:
+                writer.writeheader()
+            writer.writerow(
                 {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()}
             )
 
+    def rows(self) -> list[dict[str, str]]:
+        """Every row, by column; none if the file is not there."""
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
 
-class Bar:
-    """A progress bar on a terminal; elsewhere a line now and then, so that a log stays readable."""
+    def length(self) -> int:
+        """Bytes that the file has, on the disk and not only on their way to it; 0: no file."""
+        if not self.path.exists():
+            return 0
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
-    def __init__(self, title: str, *, total: int, done: int = 0, console: Console) -> None:
-        self.console = console
-        self.title = title
-        self.total = total
-        self.first = self.done = done
-        self.started = self.spoke = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task(title, total=total, completed=done, numbers="")
+    def cut(self, length: int) -> bool:
+        """Drop what was written after the file had `length` bytes; False: it is shorter by now."""
+        found = self.path.stat().st_size if self.path.exists() else 0
+        if length == 0:
+            self.path.unlink(missing_ok=True)
+        elif found > length:
+            os.truncate(self.path, length)
+        elif found < length:
+            self._drop_torn_row()
+        return found >= length
 
-    def __enter__(self) -> Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
-
-    @property
-    def speed(self) -> float:
-        """Steps a second since this bar began."""
-        return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
-
-    def advance(self, **numbers: float) -> None:
-        self.done += 1
-        text = "  ".join(f"{k} {v:.3f}" for k, v in numbers.items()) + f"  {self.speed:.2f} steps/s"
-        self.progress.update(self.task, advance=1, numbers=text)
-        now = time.monotonic()
-        if not self.console.is_terminal and (now - self.spoke > 15 or self.done == self.total):
-            self.spoke = now
-            left = (self.total - self.done) / max(self.speed, 1e-9)
-            print(
-                f"{self.title} {self.done}/{self.total}  {text}  {left:.0f} s left",
-                file=sys.stdout,
-                flush=True,
-            )
+    def _drop_torn_row(self) -> None:
+        """Of a file that somebody else has shortened, keep the whole rows."""
+        if self.path.exists():
+            content = self.path.read_bytes()
+            os.truncate(self.path, content.rfind(b"\n") + 1)

@@ -1,129 +1,97 @@
-"""The tables and curves of a run: scores and thresholds as CSV, the curves drawn from them."""
+"""The tables of a run: what was logged, scored and kept, as CSV."""
 
 from __future__ import annotations
 
-import csv
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cscl_fast.data import ClassList
 from cscl_fast.trainer.evaluation import Score
+from cscl_fast.trainer.journal import COLUMNS, Table
+from cscl_fast.trainer.observers import Observer
+
+if TYPE_CHECKING:
+    from cscl_fast.trainer.gap import DomainGap
 
 
-class Records:
-    """`evaluation.csv` (one row per score), `thresholds.csv` (one row per epoch), `curves.png`."""
+class Records(Observer):
+    """The observer that writes the run folder's tables; docs/training.md has their columns."""
 
     def __init__(self, folder: Path, classes: ClassList) -> None:
         self.folder = folder
         self.names = list(classes.names)
+        place = ("phase", "epoch", "step")
+        means = Score(classes, torch.zeros(classes.num_classes)).row()
+        columns = {
+            "metrics": COLUMNS,
+            "evaluation": ("phase", "step", "row", *means),
+            "thresholds": ("phase", "step", "epoch", "portion", *self.names),
+            "kept": (*place, *self.names),
+            "gap": (*place, "accuracy", "divergence"),
+        }
+        self.tables = {key: Table(folder / f"{key}.csv", value) for key, value in columns.items()}
+        self.started = time.monotonic()
+
+    def start_again(self) -> None:
+        self.go_back({})
+
+    def log(self, values: dict[str, float | int | str]) -> None:
+        seconds = round(time.monotonic() - self.started, 2)
+        self.tables["metrics"].append({"seconds": seconds, **values})
 
     def score(self, row: str, phase: str, step: int, score: Score) -> None:
-        """Append IoU by class in percent."""
-        values: dict[str, object] = {"phase": phase, "step": step, "row": row}
-        values |= {name: f"{value:.3f}" for name, value in score.row().items()}
-        _append(self.folder / "evaluation.csv", values)
+        """IoU by class in percent."""
+        ious = {name: f"{value:.3f}" for name, value in score.row().items()}
+        self.tables["evaluation"].append({"phase": phase, "step": step, "row": row, **ious})
 
     def thresholds(self, epoch: int, step: int, portion: float, thresholds: Tensor) -> None:
-        """Append the thresholds δ_k of an epoch, and S_A (`portion`)."""
-        values: dict[str, object] = {
-            "phase": "adaptation", "step": step, "epoch": epoch, "portion": f"{portion:.3f}",
-        }  # fmt: skip
-        values |= {n: f"{v:.6f}" for n, v in zip(self.names, thresholds.tolist(), strict=True)}
-        _append(self.folder / "thresholds.csv", values)
+        self.tables["thresholds"].append(
+            {
+                "phase": "adaptation", "step": step, "epoch": epoch, "portion": f"{portion:.3f}",
+                **self._by_class(thresholds),
+            }
+        )  # fmt: skip
+
+    def kept(self, epoch: int, step: int, shares: Tensor) -> None:
+        place = {"phase": "adaptation", "epoch": epoch, "step": step}
+        self.tables["kept"].append({**place, **self._by_class(shares)})
+
+    def gap(self, epoch: int, step: int, gap: DomainGap) -> None:
+        place = {"phase": "adaptation", "epoch": epoch, "step": step}
+        values = {"accuracy": float(gap.accuracy), "divergence": float(gap.divergence)}
+        self.tables["gap"].append({**place, **values})
+
+    def _by_class(self, values: Tensor) -> dict[str, str]:
+        return {name: f"{v:.6f}" for name, v in zip(self.names, values.tolist(), strict=True)}
 
     def last_thresholds(self, device: torch.device) -> Tensor | None:
         """δ of the last epoch, [K] float32; None if none were computed."""
-        rows = _read(self.folder / "thresholds.csv")
+        rows = self.tables["thresholds"].rows()
         if not rows:
             return None
         return torch.tensor([float(rows[-1][n]) for n in self.names], device=device)
 
-    def cut(self, done: dict[str, int]) -> None:
-        """Drop what lies behind a checkpoint that is resumed: it will be written again."""
-        for name in ("evaluation.csv", "thresholds.csv"):
-            path = self.folder / name
-            # An epoch's thresholds are written before its first step, a score after its last; the
-            # scores of the source-only network come after the warm-up's last checkpoint.
-            late = 1 if name == "thresholds.csv" or "adaptation" not in done else 0
-            rows = [
-                row
-                for row in _read(path)
-                if int(row["step"] or 10**15) + late <= done.get(row["phase"], -1)
-            ]
-            path.unlink(missing_ok=True)
-            for row in rows:
-                _append(path, dict(row))
+    def lengths(self) -> dict[str, int]:
+        """How far each table has been written: what a checkpoint holds."""
+        return {name: table.length() for name, table in self.tables.items()}
 
-    def start_again(self) -> None:
-        for name in ("evaluation.csv", "thresholds.csv"):
-            (self.folder / name).unlink(missing_ok=True)
+    def go_back(self, lengths: dict[str, int]) -> list[str]:
+        """Drop what was written after `lengths`: a run that goes on writes it again.
+
+        Returns the names of the files that are shorter than they were.
+        """
+        return [t.path.name for key, t in self.tables.items() if not t.cut(lengths.get(key, 0))]
 
     def curves(self) -> None:
         """Losses, kept share, transferability and mIoU over the steps, as `curves.png`."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from cscl_fast.trainer.curves import draw_curves  # matplotlib takes a while to import
 
-        metrics = _read(self.folder / "metrics.csv")
-        scores = _read(self.folder / "evaluation.csv")
-        figure = Figure(figsize=(12, 7), layout="constrained")
-        axes = figure.subplots(2, 3).flatten()
-        panels = (
-            ("warmup", ("source",), "source-only training: cross-entropy (nats)"),
-            ("adaptation", ("source", "target"), "segmentation losses, Eq. 7 (nats)"),
-            ("adaptation", ("discriminator", "adversarial"), "adversarial losses, Eq. 1 (nats)"),
-            ("adaptation", ("kept", "transferability"), "kept share and transferability P"),
-            ("adaptation", ("divergence",), "symmetric soft divergence, Eq. 13 (nats)"),
+        draw_curves(
+            self.folder / "curves.png",
+            self.tables["metrics"].rows(),
+            self.tables["evaluation"].rows(),
         )
-        for axis, (phase, keys, title) in zip(axes, panels, strict=False):
-            for key in keys:
-                points = [
-                    (int(r["step"]), float(r[key]))
-                    for r in metrics
-                    if r["phase"] == phase and r[key]
-                ]
-                if points:
-                    axis.plot(*zip(*points, strict=True), label=key, linewidth=1)
-            axis.set_title(title, fontsize=10)
-            axis.set_xlabel("step")
-            if axis.lines:
-                axis.legend(fontsize=8)
-            else:  # a phase or a part that this run does not have
-                axis.set_axis_off()
-                axis.set_title(f"{title}: none", fontsize=10)
-        self._score_curve(axes[5], scores)
-        FigureCanvasAgg(figure).print_png(str(self.folder / "curves.png"))
-
-    def _score_curve(self, axis: object, scores: list[dict[str, str]]) -> None:
-        from matplotlib.axes import Axes
-
-        assert isinstance(axis, Axes)
-        for row in dict.fromkeys(r["row"] for r in scores):
-            points = [(int(r["step"]), float(r["mIoU"])) for r in scores if r["row"] == row]
-            before = [r for r in scores if r["row"] == row and r["phase"] == "warmup"]
-            if before:
-                axis.axhline(float(before[-1]["mIoU"]), label=row, linestyle="--", color="gray",
-                             alpha=0.5 if row == "source only" else 1.0)  # fmt: skip
-            else:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=row)
-        axis.set_title("mIoU on the evaluation images (%)", fontsize=10)
-        axis.set_xlabel("step of the adaptation")
-        if axis.lines:
-            axis.legend(fontsize=8)
-
-
-def _append(path: Path, values: dict[str, object]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(values))
-        if new:
-            writer.writeheader()
-        writer.writerow(values)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))

@@ -29,6 +29,7 @@ from torch import Tensor
 from cscl_fast.config import ConfigError
 from cscl_fast.data import ClassList
 from cscl_fast.trainer.evaluation import Score
+from cscl_fast.trainer.observers import Observer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,7 +53,7 @@ class Gap(Protocol):
         """Mean divergence of the class centroids, nats."""
 
 
-class TensorBoard:
+class TensorBoard(Observer):
     """An observer of a run, beside `Records`.
 
     Args:

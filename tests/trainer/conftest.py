@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_worlds import TinyModel, arguments, run_through, write_worlds
+from trainer_worlds import TinyModel, arguments, draw_no_curves, run_through, write_worlds
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs train a network of four layers and draw no curves, which take longer than they do."""
-    monkeypatch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
+    draw_no_curves(monkeypatch)
     for module in ("trainer.run", "trained"):
         monkeypatch.setattr(f"cscl_fast.{module}.build_model", TinyModel)
 
@@ -38,3 +38,20 @@ def finished(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "finished"
     run_through(arguments(worlds, run))
     return run
+
+
+@pytest.fixture(scope="session")
+def warm(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source-only checkpoint of the tiny network."""
+    folder = tmp_path_factory.mktemp("warm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
+        draw_no_curves(patch)
+        run_through(arguments(worlds, folder, "--source-only", "--warmup.steps", "30"))
+    return folder / "checkpoints" / "source.pt"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Data sets that a test may damage."""
+    return write_worlds(tmp_path / "worlds")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from trainer_worlds import (
     SIZE,
     TinyModel,
     arguments,
+    assert_same_runs,
     load,
     rows,
-    run_through,
     same,
     write_split,
 )
@@ -28,10 +26,10 @@ from trainer_worlds import (
 from cscl_fast.cli import parse
 from cscl_fast.models import reestimate_statistics
 from cscl_fast.presets import preset
-from cscl_fast.train import main, train
+from cscl_fast.train import main
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer import run as run_module
-from cscl_fast.trainer.journal import COLUMNS, Journal
+from cscl_fast.trainer.journal import COLUMNS
 from cscl_fast.trainer.run import Run
 from cscl_fast.trainer.start import affine_for
 from cscl_fast.trainer.world import Stream
@@ -48,6 +46,10 @@ def test_a_finished_run_leaves_its_files(finished: Path) -> None:
     files = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert files == {
         "config.yaml", "metrics.csv", "evaluation.csv", "thresholds.csv", "curves.png",
+        "kept.csv", "gap.csv", "timing.json", "convergence.csv", "convergence.png",
+        "checkpoints/previous.pt", "transferability/source_p0.png",
+        "transferability/source_p7.png", "transferability/target_p0.png",
+        "transferability/target_p6.png",
         "results.txt", "results.md", "panels/p0.png", "panels/p4.png", "panels/overview.png",
         "checkpoints/source.pt", "checkpoints/last.pt", "checkpoints/best.pt",
     }  # fmt: skip
@@ -67,7 +69,7 @@ def test_metrics_hold_every_value_of_every_step(finished: Path) -> None:
         values = {k: float(v) for k, v in row.items() if k != "phase" and v}
         assert all(math.isfinite(v) for v in values.values())
         if row["phase"] == "adaptation":
-            assert values.keys() == set(COLUMNS) - {"phase"}
+            assert values.keys() == set(COLUMNS) - {"phase", "skipped"}
             assert 0 < values["kept"] <= 1 and 0 <= values["transferability"] <= 1
             total = (
                 values["source"] + values["target"] + values["discriminator"]
@@ -177,17 +179,6 @@ def test_no_batches_keep_the_sources_statistics(worlds: Path, tmp_path: Path, ti
 # -------------------------------------------------------------------------------- combinations
 
 
-@pytest.fixture(scope="module")
-def warm(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source-only checkpoint of the tiny network."""
-    folder = tmp_path_factory.mktemp("warm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
-        patch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
-        run_through(arguments(worlds, folder, "--source-only", "--warmup.steps", "30"))
-    return folder / "checkpoints" / "source.pt"
-
-
 @pytest.mark.parametrize("schedule", ["joint", "alternating"])
 @pytest.mark.parametrize(
     "options",
@@ -217,7 +208,7 @@ def test_every_way_of_labelling_and_ablation_runs(
     metrics = rows(run / "metrics.csv")
     assert [r["phase"] for r in metrics] == ["adaptation"] * 2
     empty = {key for key, value in metrics[-1].items() if not value}
-    expected = set()
+    expected = {"skipped"}
     if "transfer" in options:
         expected |= {"discriminator", "adversarial", "critic", "regression", "reward"}
         expected |= {"transferability"}
@@ -258,7 +249,7 @@ def test_target_labels_never_influence_training(worlds: Path, tmp_path: Path, ti
         run = tmp_path / name
         assert main(arguments(worlds, run, *options, "--panels", "0")) == 0
         content = load(run / "checkpoints" / "last.pt")
-        results.append({k: content[k] for k in ("model", "cscl", "average", "labeller")})
+        results.append({k: content[k] for k in ("model", "players", "average", "labeller")})
     assert same(*results)
 
 
@@ -268,200 +259,6 @@ def test_a_run_is_repeatable_and_its_seed_matters(worlds: Path, tmp_path: Path, 
         assert main(arguments(worlds, tmp_path / name, *options)) == 0
     a, b, c = (load(tmp_path / n / "checkpoints" / "last.pt")["model"] for n in "abc")
     assert same(a, b) and not same(a, c)
-
-
-# -------------------------------------------------------------------------- stopping and going on
-
-
-def assert_same_runs(a: Path, b: Path) -> None:
-    """Bit for bit: weights, optimizers, thresholds, random generators, tables but for times."""
-    first, second = (load(folder / "checkpoints" / "last.pt") for folder in (a, b))
-    assert first.keys() == second.keys()
-    for content in (first, second):  # nothing draws from these two: they are the process's
-        del content["random"]["python"], content["random"]["numpy"]
-    for key in first:
-        assert same(first[key], second[key]), key
-    for name in ("source", "best"):
-        x, y = (load(folder / "checkpoints" / f"{name}.pt") for folder in (a, b))
-        assert same(x["model"], y["model"]), name
-    for name in ("evaluation.csv", "thresholds.csv", "results.txt", "results.md"):
-        assert (a / name).read_text() == (b / name).read_text(), name
-    metrics = [
-        [{k: v for k, v in r.items() if k not in ("seconds", "speed")} for r in rows(f)]
-        for f in (a / "metrics.csv", b / "metrics.csv")
-    ]
-    assert metrics[0] == metrics[1]
-
-
-@pytest.fixture(scope="module")
-def whole(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs that nothing interrupts, by their options."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
-        patch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
-        for name, options in KINDS.items():
-            run_through(arguments(worlds, folder / name, *options))
-    return {name: folder / name for name in KINDS}
-
-
-KINDS = {
-    "joint": ("--panels", "1", "--adaptation.steps", "3", "--evaluate-every", "2"),
-    "all that has a state": (
-        *("--panels", "0", "--adaptation.steps", "3", "--adaptation.schedule", "alternating"),
-        *("--adaptation.labels", "ema", "--adaptation.thresholds", "online"),
-        *("--adaptation.online-window", "2", "--adaptation.centroid-momentum", "0.5"),
-        *("--optimizer.name", "adam", "--source.crop", "40", "56", "--source.scale", "0.8", "1.2"),
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "stops"),
-    [
-        ("joint", (3,)),  # in the warm-up
-        ("joint", (4,)),  # at its end
-        ("joint", (6,)),  # in the adaptation
-        ("joint", (7,)),  # at the end of an epoch
-        ("all that has a state", (2, 5, 8)),
-    ],
-    ids=str,
-)
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    worlds: Path,
-    whole: dict[str, Path],
-    tmp_path: Path,
-    tiny: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    kind: str,
-    stops: tuple[int, ...],
-) -> None:
-    run = tmp_path / "my run"
-    command = arguments(worlds, run, *KINDS[kind])
-    before = signal.getsignal(signal.SIGINT)
-    log = Journal.log
-    for stop in stops:
-        passed = [0]
-
-        def interrupting(
-            self: Journal, *, stop: int = stop, passed: list[int] = passed, **values
-        ) -> None:
-            log(self, **values)
-            overall = values["step"] + (4 if values["phase"] == "adaptation" else 0)
-            passed[0] += 1
-            if overall == stop:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(Journal, "log", interrupting)
-        assert main(command) == 130
-        message = capsys.readouterr().err
-        step = f"warmup step {stop}" if stop <= 4 else f"adaptation step {stop - 4}"
-        assert f"Interrupted at {step}; everything is saved" in message
-        assert f"python -m cscl_fast.train --resume '{run}'" in message
-        assert passed[0] <= stop
-        assert signal.getsignal(signal.SIGINT) is before
-        command = ["--resume", str(run)]
-    monkeypatch.setattr(Journal, "log", log)
-    assert main(command) == 0
-    assert_same_runs(run, whole[kind])
-    assert not list(run.rglob("*.part"))
-
-
-@pytest.mark.parametrize("at", [1, 3])
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    worlds: Path,
-    whole: dict[str, Path],
-    tmp_path: Path,
-    tiny: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    at: int,
-) -> None:
-    """A second Ctrl-C (or a lost machine): what came after the checkpoint is done again."""
-    run = tmp_path / "run"
-    log = Journal.log
-
-    def killing(self: Journal, **values) -> None:
-        log(self, **values)
-        if (values["phase"], values["step"]) == ("adaptation", at):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Journal, "log", killing)
-    assert main(arguments(worlds, run, *KINDS["joint"])) == 130
-    message = capsys.readouterr().err
-    assert f"Go on from the last checkpoint with:\n  python -m cscl_fast.train --resume {run}" in (
-        message
-    )
-    assert len(rows(run / "metrics.csv")) == 4 + at
-    with open(run / "metrics.csv", "a") as file:
-        file.write("adaptation,0")  # a row that the disk took half of
-    monkeypatch.setattr(Journal, "log", log)
-    assert main(["--resume", str(run)]) == 0
-    assert_same_runs(run, whole["joint"])
-
-
-def test_ctrl_c_before_the_first_step_says_so(
-    worlds: Path,
-    tmp_path: Path,
-    tiny: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("cscl_fast.trainer.world.World.check", interrupt)
-    assert main(arguments(worlds, tmp_path / "run")) == 130
-    assert "Nothing is saved yet" in capsys.readouterr().err
-
-
-def test_a_finished_run_may_be_resumed(
-    worlds: Path, tmp_path: Path, tiny: None, whole: dict[str, Path]
-) -> None:
-    before = load(whole["joint"] / "checkpoints" / "last.pt")
-    scores = train(parse(["--resume", str(whole["joint"])]))
-    assert list(scores) == ROWS
-    assert same(before, load(whole["joint"] / "checkpoints" / "last.pt"))
-
-
-def test_resuming_needs_no_initial_weights(
-    worlds: Path, warm: Path, tmp_path: Path, tiny: None
-) -> None:
-    init = tmp_path / "init.pt"
-    init.write_bytes(warm.read_bytes())
-    run = tmp_path / "run"
-    assert main(arguments(worlds, run, "--source-only", "--model.init", str(init))) == 0
-    init.unlink()
-    assert main(["--resume", str(run)]) == 0
-
-
-def test_resuming_elsewhere_is_refused(
-    worlds: Path,
-    tmp_path: Path,
-    tiny: None,
-    whole: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["--resume", str(tmp_path)]) == 2
-    assert f"there is no {tmp_path / 'config.yaml'}: it is not a run folder" in (
-        capsys.readouterr().err
-    )
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text((whole["joint"] / "config.yaml").read_text())
-    assert main(["--resume", str(run)]) == 1
-    assert f"no checkpoint at {run / 'checkpoints' / 'last.pt'}" in capsys.readouterr().err
-    # A checkpoint of another network is refused, and the run is as it was.
-    before = (whole["joint"] / "config.yaml").read_text()
-    tables = (whole["joint"] / "metrics.csv").read_text()
-    other = ["--model.architecture", "deeplabv2-resnet50"]
-    assert main(["--resume", str(whole["joint"]), *other]) == 1
-    message = capsys.readouterr().err
-    assert "holds a deeplabv2-resnet18 with 3 classes; this run is a deeplabv2-resnet50" in message
-    assert (whole["joint"] / "config.yaml").read_text() == before
-    assert (whole["joint"] / "metrics.csv").read_text() == tables
 
 
 # -------------------------------------------------------------------------------------- the demo

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -89,6 +90,41 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))  # type: ignore[arg-type]
     return a == b
+
+
+TABLES = ("metrics.csv", "evaluation.csv", "thresholds.csv", "kept.csv", "gap.csv")
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    """Bit for bit: weights, optimizers, thresholds, random generators, tables but for times."""
+    for name in ("last", "source", "best"):
+        first, second = (load(folder / "checkpoints" / f"{name}.pt") for folder in (a, b))
+        assert first.keys() == second.keys()
+        for key in first.keys() - {"timing", "tables"}:  # times, and how many digits they have
+            assert same(first[key], second[key]), f"{name}: {key}"
+    for name in TABLES:
+        found, expected = (
+            [{k: v for k, v in r.items() if k not in ("seconds", "speed")} for r in rows(f / name)]
+            for f in (a, b)
+        )
+        assert found == expected, name
+    for name in ("results.txt", "results.md"):
+        assert (a / name).read_text() == (b / name).read_text(), name
+
+
+def fails(capsys: pytest.CaptureFixture[str], command: list[str], code: int = 1) -> str:
+    """Run the training; the message on the error stream."""
+    capsys.readouterr()
+    assert main(command) == code
+    message = capsys.readouterr().err
+    assert message.startswith("cscl_fast.train: ") and "Traceback" not in message
+    return message.removeprefix("cscl_fast.train: ").strip()
+
+
+def draw_no_curves(patch: pytest.MonkeyPatch) -> None:
+    """Matplotlib takes longer than a tiny run."""
+    patch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
+    patch.setattr("cscl_fast.trainer.convergence.write", lambda folder: False)
 
 
 class TinyModel(SegmentationModel):

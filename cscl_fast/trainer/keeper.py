@@ -1,0 +1,143 @@
+"""What a run keeps on the disk to go on from: its checkpoints, and how far its tables went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cscl_fast.cli import to_yaml
+from cscl_fast.config import Config
+from cscl_fast.models import SegmentationModel
+from cscl_fast.trained import to_plain
+from cscl_fast.trainer import checkpoint
+from cscl_fast.trainer.checkpoint import CheckpointError
+from cscl_fast.trainer.records import Records
+from cscl_fast.trainer.timing import Timing
+from cscl_fast.trainer.world import World
+
+State = dict[str, Any]
+
+
+@dataclass
+class Place:
+    """Where a run is: what a checkpoint has to remember besides weights."""
+
+    phase: str = "warmup"
+    step: int = 0  # within the phase
+    best: float = -1.0
+    scores: dict[str, list[float]] = field(default_factory=dict)  # row → IoU by class, percent
+
+    @property
+    def done(self) -> dict[str, int]:
+        """Steps of each phase that has begun; a phase that is over counts as endless."""
+        if self.phase == "warmup":
+            return {"warmup": self.step}
+        return {"warmup": 10**12, "adaptation": self.step}
+
+
+class Keeper:
+    """Saves a run and brings it back.
+
+    Args:
+        model: E and C, which every checkpoint holds.
+        records: its tables grow with the run; a checkpoint knows how long they were.
+    """
+
+    def __init__(
+        self, config: Config, world: World, model: SegmentationModel, records: Records
+    ) -> None:
+        self.config, self.world, self.model, self.records = config, world, model, records
+        self.folder = config.run_folder
+        self.checkpoints = self.folder / "checkpoints"
+        self.place = Place()
+        self.timing = Timing()
+
+    def path(self, name: str) -> Path:
+        return self.checkpoints / f"{name}.pt"
+
+    # --------------------------------------------------------------------------------------- saving
+
+    def save(self, more: State) -> None:
+        """Write `last.pt`: all that the run needs to go on as if it had not been stopped."""
+        state = {
+            **self._content(self.model),
+            "random": checkpoint.random_state(),
+            "tables": self.records.lengths(),
+            "timing": self.timing.state_dict(),
+            **more,
+        }
+        checkpoint.save_newest(self.checkpoints, state)
+
+    def save_model(self, name: str, model: nn.Module) -> None:
+        """Write a network to evaluate or to start from: `source.pt` or `best.pt`."""
+        checkpoint.save(self.path(name), self._content(model))
+
+    def _content(self, model: nn.Module) -> State:
+        """What every checkpoint holds: a model that evaluates, its classes, and the place."""
+        classes = self.world.classes
+        return {
+            "architecture": self.config.model.architecture,
+            "num_classes": classes.num_classes,
+            "batchnorm_affine": self.config.model.batchnorm_affine,
+            "classes": {
+                "names": list(classes.names),
+                "colors": [list(color) for color in classes.colors],
+            },
+            "data": to_plain(self.world.evaluation.config),
+            "model": model.state_dict(),
+            "place": vars(self.place).copy(),
+        }
+
+    # ------------------------------------------------------------------------------- starting again
+
+    def start(self) -> None:
+        """A run from the beginning: what one that is overwritten has left must not stay."""
+        for path in self.checkpoints.glob("*.pt*"):
+            path.unlink()
+        for name in ("timing.json", "convergence.csv"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write_config()
+
+    def resume(self, warn: Callable[[str], None]) -> State:
+        """Go back to the newest whole checkpoint: network, place, tables and timing.
+
+        The rest of its content is returned, for those whose state it is.
+
+        Raises:
+            CheckpointError: there is none, or it is of another network or an older version.
+        """
+        state = checkpoint.load_newest(self.checkpoints, warn)
+        path = self.path("last")
+        if state["version"] < 2:
+            raise CheckpointError(
+                f"{path} was written by an older cscl_fast, whose runs this one cannot go on with; "
+                "evaluate, predict and --model.init read it"
+            )
+        expected = (self.config.model.architecture, self.world.classes.num_classes)
+        found = (state["architecture"], state["num_classes"])
+        if found != expected:
+            raise CheckpointError(
+                f"{path} holds a {found[0]} with {found[1]} classes; this run is a "
+                f"{expected[0]} with {expected[1]}"
+            )
+        try:
+            self.model.load_state_dict(state.pop("model"))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"the network in {path} is not this run's: {reason}") from error
+        for name in self.records.go_back(state["tables"]):
+            warn(f"warning: {self.folder / name} is shorter than at the checkpoint; rows are lost")
+        for part in self.checkpoints.glob("*.part"):  # the process ended while it wrote
+            part.unlink()
+        self.place = Place(**state["place"])
+        self.timing.load_state_dict(state["timing"])
+        self.write_config()
+        return state
+
+    def write_config(self) -> None:
+        (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")

@@ -1,0 +1,196 @@
+"""Stopping a run at any place, and going on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from trainer_worlds import (
+    TinyModel,
+    arguments,
+    assert_same_runs,
+    draw_no_curves,
+    load,
+    rows,
+    run_through,
+    same,
+)
+
+from cscl_fast.cli import parse
+from cscl_fast.train import main, train
+from cscl_fast.trainer.records import Records
+
+ROWS = ["source only", "source only, target statistics", "CSCL", "CSCL, averaged weights"]
+
+
+@pytest.fixture(scope="module")
+def whole(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that nothing interrupts, by their options."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
+        draw_no_curves(patch)
+        for name, options in KINDS.items():
+            run_through(arguments(worlds, folder / name, *options))
+    return {name: folder / name for name in KINDS}
+
+
+KINDS = {
+    "joint": ("--panels", "1", "--adaptation.steps", "3", "--evaluate-every", "2"),
+    "all that has a state": (
+        *("--panels", "0", "--adaptation.steps", "3", "--adaptation.schedule", "alternating"),
+        *("--adaptation.labels", "ema", "--adaptation.thresholds", "online"),
+        *("--adaptation.online-window", "2", "--adaptation.centroid-momentum", "0.5"),
+        *("--optimizer.name", "adam", "--source.crop", "40", "56", "--source.scale", "0.8", "1.2"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stops"),
+    [
+        ("joint", (3,)),  # in the warm-up
+        ("joint", (4,)),  # at its end
+        ("joint", (6,)),  # in the adaptation
+        ("joint", (7,)),  # at the end of an epoch
+        ("all that has a state", (2, 5, 8)),
+    ],
+    ids=str,
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    worlds: Path,
+    whole: dict[str, Path],
+    tmp_path: Path,
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    stops: tuple[int, ...],
+) -> None:
+    run = tmp_path / "my run"
+    command = arguments(worlds, run, *KINDS[kind])
+    before = signal.getsignal(signal.SIGINT)
+    log = Records.log
+    for stop in stops:
+        passed = [0]
+
+        def interrupting(
+            self: Records, values: dict, *, stop: int = stop, passed: list[int] = passed
+        ) -> None:
+            log(self, values)
+            overall = values["step"] + (4 if values["phase"] == "adaptation" else 0)
+            passed[0] += 1
+            if overall == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(Records, "log", interrupting)
+        assert main(command) == 130
+        message = capsys.readouterr().err
+        step = f"warmup step {stop}" if stop <= 4 else f"adaptation step {stop - 4}"
+        assert f"Interrupted at {step}; everything is saved" in message
+        assert f"python -m cscl_fast.train --resume '{run}'" in message
+        assert passed[0] <= stop
+        assert signal.getsignal(signal.SIGINT) is before
+        command = ["--resume", str(run)]
+    monkeypatch.setattr(Records, "log", log)
+    assert main(command) == 0
+    assert_same_runs(run, whole[kind])
+    assert not list(run.rglob("*.part"))
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    worlds: Path,
+    whole: dict[str, Path],
+    tmp_path: Path,
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
+) -> None:
+    """A second Ctrl-C (or a lost machine): what came after the checkpoint is done again."""
+    run = tmp_path / "run"
+    log = Records.log
+
+    def killing(self: Records, values: dict) -> None:
+        log(self, values)
+        if (values["phase"], values["step"]) == ("adaptation", at):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Records, "log", killing)
+    assert main(arguments(worlds, run, *KINDS["joint"])) == 130
+    message = capsys.readouterr().err
+    assert f"Go on from the last checkpoint with:\n  python -m cscl_fast.train --resume {run}" in (
+        message
+    )
+    assert len(rows(run / "metrics.csv")) == 4 + at
+    with open(run / "metrics.csv", "a") as file:
+        file.write("adaptation,0")  # a row that the disk took half of
+    monkeypatch.setattr(Records, "log", log)
+    assert main(["--resume", str(run)]) == 0
+    assert_same_runs(run, whole["joint"])
+
+
+def test_ctrl_c_before_the_first_step_says_so(
+    worlds: Path,
+    tmp_path: Path,
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cscl_fast.trainer.world.World.check", interrupt)
+    assert main(arguments(worlds, tmp_path / "run")) == 130
+    assert "Nothing is saved yet" in capsys.readouterr().err
+
+
+def test_a_finished_run_may_be_resumed(
+    worlds: Path, tmp_path: Path, tiny: None, whole: dict[str, Path]
+) -> None:
+    before = load(whole["joint"] / "checkpoints" / "last.pt")
+    scores = train(parse(["--resume", str(whole["joint"])]))
+    assert list(scores) == ROWS
+    assert same(before, load(whole["joint"] / "checkpoints" / "last.pt"))
+
+
+def test_resuming_needs_no_initial_weights(
+    worlds: Path, warm: Path, tmp_path: Path, tiny: None
+) -> None:
+    init = tmp_path / "init.pt"
+    init.write_bytes(warm.read_bytes())
+    run = tmp_path / "run"
+    assert main(arguments(worlds, run, "--source-only", "--model.init", str(init))) == 0
+    init.unlink()
+    assert main(["--resume", str(run)]) == 0
+
+
+def test_resuming_elsewhere_is_refused(
+    worlds: Path,
+    tmp_path: Path,
+    tiny: None,
+    whole: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert f"there is no {tmp_path / 'config.yaml'}: it is not a run folder" in (
+        capsys.readouterr().err
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text((whole["joint"] / "config.yaml").read_text())
+    assert main(["--resume", str(run)]) == 1
+    assert f"no checkpoint at {run / 'checkpoints' / 'last.pt'}" in capsys.readouterr().err
+    # A checkpoint of another network is refused, and the run is as it was.
+    before = (whole["joint"] / "config.yaml").read_text()
+    tables = (whole["joint"] / "metrics.csv").read_text()
+    other = ["--model.architecture", "deeplabv2-resnet50"]
+    assert main(["--resume", str(whole["joint"]), *other]) == 1
+    message = capsys.readouterr().err
+    assert "holds a deeplabv2-resnet18 with 3 classes; this run is a deeplabv2-resnet50" in message
+    assert (whole["joint"] / "config.yaml").read_text() == before
+    assert (whole["joint"] / "metrics.csv").read_text() == tables

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cscl_fast.data import SYNTHIA_16, ClassList, thirteen_of_sixteen
 from cscl_fast.trainer.labelling import evaluating, image_size, upsampled_argmax
+from cscl_fast.trainer.processes import Processes
 
 
 class ConfusionMatrix:
@@ -63,6 +64,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, list[Tensor]]],
     classes: ClassList,
+    processes: Processes | None = None,
 ) -> Score:
     """Score the plain path of a network.
 
@@ -70,6 +72,7 @@ def evaluate(
         model: images [B, 3, H, W] → logits [B, K, h, w].
         batches: images and their B labels [H', W'] int64 (255 = ignored), which may be larger
             than the images: the logits are upsampled to them.
+        processes: that read a share of the batches each; the score is that of all of them.
     """
     confusion = ConfusionMatrix(classes.num_classes)
     with evaluating(model):
@@ -78,6 +81,8 @@ def evaluate(
             for one, label in zip(logits, labels, strict=True):
                 prediction = upsampled_argmax(one[None], image_size(label))[0]
                 confusion.update(label.to(prediction.device), prediction)
+    if processes is not None:
+        confusion.counts = processes.sum(confusion.counts)
     return Score(classes, confusion.iou())
 
 

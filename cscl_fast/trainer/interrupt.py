@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from cscl_fast.trainer.processes import Processes
+
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved its checkpoint; the message says how to go on."""
@@ -18,10 +20,19 @@ class StopBetweenSteps:
 
     A step is never cut in half, so the checkpoint is one from which the run goes on exactly.
     A second Ctrl-C stops at once, without saving.
+
+    Several processes stop after the same step, whichever of them was asked. There a second signal
+    is not a second wish: torchrun passes on what the terminal has sent to everybody already.
     """
 
-    def __init__(self, save: Callable[[], None], message: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        save: Callable[[], None],
+        message: Callable[[], str],
+        processes: Processes | None = None,
+    ) -> None:
         self.save, self.message = save, message
+        self.processes = processes or Processes.alone()
         self.asked = False
         self._previous: dict[int, object] = {}
 
@@ -36,16 +47,18 @@ class StopBetweenSteps:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self.processes.several:
             raise KeyboardInterrupt
+        if not self.asked and self.processes.is_main:
+            second = (
+                "" if self.processes.several else "; a second Ctrl-C stops at once, without saving"
+            )
+            print(f"\nstopping after this step{second}", file=sys.stderr)
         self.asked = True
-        print(
-            "\nstopping after this step; a second Ctrl-C stops at once, without saving",
-            file=sys.stderr,
-        )
 
     def check(self) -> None:
-        """Call between two steps."""
-        if self.asked:
+        """Call between two steps, in all processes between the same two."""
+        if self.processes.any(self.asked):
             self.save()
+            self.processes.barrier()  # who ends first has torchrun end the others
             raise Interrupted(self.message())

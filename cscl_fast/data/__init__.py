@@ -16,7 +16,7 @@ from cscl_fast.data.dataset import SampleDict, SegmentationDataset, load_image, 
 from cscl_fast.data.decoding import image_size
 from cscl_fast.data.errors import DataError
 from cscl_fast.data.layouts import list_images
-from cscl_fast.data.loading import EpochSampler, InfiniteSampler, make_loader
+from cscl_fast.data.loading import EpochSampler, InfiniteSampler, make_loader, read_ahead
 from cscl_fast.data.visual import colorize, overlay, save_label_png
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "open_dataset",
     "overlay",
     "published_classes",
+    "read_ahead",
     "require_same_classes",
     "save_label_png",
     "thirteen_of_sixteen",

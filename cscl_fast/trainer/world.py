@@ -19,12 +19,19 @@ from cscl_fast.data import (
     require_same_classes,
 )
 from cscl_fast.data.check import check_dataset
-from cscl_fast.data.loading import InfiniteSampler, make_loader
+from cscl_fast.data.loading import EpochSampler, InfiniteSampler, make_loader, read_ahead
 from cscl_fast.trainer.players import Batch
 
 
 class Stream:
-    """Batches of a data set without end, shuffled anew each pass; `position` is where it is."""
+    """Batches of a data set without end, shuffled anew each pass; `position` is where it is.
+
+    The next batches are read while the training computes: by `workers` processes, or by a thread.
+
+    Args:
+        rank, count: of the processes that train together; each has a stream of its own, and their
+            batches together are those of one process with the sum of the batch sizes.
+    """
 
     def __init__(
         self,
@@ -34,32 +41,43 @@ class Stream:
         *,
         workers: int,
         seed: int,
+        rank: int = 0,
+        count: int = 1,
     ) -> None:
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
         self.workers, self.seed = workers, seed
-        self.position = 0  # samples taken
+        self.rank, self.count = rank, count
+        self.position = 0  # samples taken, by all processes together
         self._batches: Iterator[dict[str, Any]] | None = None
 
     def seek(self, position: int) -> None:
+        """Go to a place; after n batches it is n · batch_size · count."""
         self.position, self._batches = position, None
 
     def next(self) -> Batch:
         if self._batches is None:
-            sampler = InfiniteSampler(len(self.dataset), self.seed)
-            sampler.position = self.position
+            sampler = InfiniteSampler(
+                len(self.dataset),
+                self.seed,
+                self.position,
+                rank=self.rank,
+                count=self.count,
+                batch_size=self.batch_size,
+            )
             loader = make_loader(
                 self.dataset,
                 self.batch_size,
                 sampler=sampler,
                 workers=self.workers,
                 seed=self.seed,
+                pin_memory=self.device.type == "cuda",
             )
-            self._batches = iter(loader)
+            self._batches = iter(loader) if self.workers else read_ahead(loader)
         try:
             sample = next(self._batches)
         except DataError as error:
             raise _without_traceback(error) from error
-        self.position += self.batch_size
+        self.position += self.batch_size * self.count
         return to_batch(sample, self.device)
 
 
@@ -69,25 +87,38 @@ def _without_traceback(error: DataError) -> DataError:
 
 
 def to_batch(sample: dict[str, Any], device: torch.device) -> Batch:
-    def move(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(device, non_blocking=True)
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    """A loader's batch on the training device; from pinned memory without waiting for the copy."""
+
+    def move(tensor: Tensor) -> Tensor:  # keeps channels-last
+        return tensor.to(device, non_blocking=True)
 
     images = move(sample["image"])
-    clean = images if torch.equal(sample["image"], sample["clean"]) else move(sample["clean"])
+    clean = move(sample["clean"]) if sample["augmented"] else images
     return Batch(images, clean, move(sample["label"]), list(sample["path"]))
 
 
 class World:
-    """Source and target for training, the target again unaugmented, and the evaluation set."""
+    """Source and target for training, the target again unaugmented, and the evaluation set.
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    Args:
+        rank, count: of the processes that train together; each gets its share of the training
+            batches, of the pass over the target and of the evaluation.
+    """
+
+    def __init__(
+        self, config: Config, device: torch.device, *, rank: int = 0, count: int = 1
+    ) -> None:
         self.config, self.device = config, device
+        self.rank, self.count = rank, count
         seed = config.seed
 
         def drawn(section: DatasetConfig) -> DatasetConfig:
-            """Another seed of the run is another drawn world."""
-            return replace(section, scene_seed=section.scene_seed + seed)
+            """Another seed of the run is another drawn world; one key sets all three caches."""
+            return replace(
+                section,
+                scene_seed=section.scene_seed + seed,
+                cache=config.cache or section.cache,
+            )
 
         self.source = open_dataset(drawn(config.source), training=True, seed=seed)
         self.target = open_dataset(drawn(config.target), training=True, seed=seed + 1)
@@ -111,40 +142,62 @@ class World:
         """Endless training batches of "source" or "target"."""
         dataset = self.source if which == "source" else self.target
         seed = 2 * self.config.seed + (which == "target")
-        return Stream(dataset, batch_size, self.device, workers=self.config.workers, seed=seed)
+        return Stream(
+            dataset,
+            batch_size,
+            self.device,
+            workers=self.config.workers,
+            seed=seed,
+            rank=self.rank,
+            count=self.count,
+        )
 
     def _plain_batches(
-        self, dataset: SegmentationDataset, size: int, shuffle: bool
+        self, dataset: SegmentationDataset, size: int, *, shuffle: bool = False, shared: bool = True
     ) -> Iterator[dict[str, Any]]:
+        """One pass; `shared`: this process's samples, not all of them."""
+        rank, count = (self.rank, self.count) if shared else (0, 1)
+        sampler = EpochSampler(
+            len(dataset), self.config.seed, shuffle=shuffle, rank=rank, count=count
+        )
+        loader = make_loader(
+            dataset,
+            size,
+            sampler=sampler,
+            workers=self.config.workers,
+            seed=self.config.seed,
+            pin_memory=self.device.type == "cuda",
+        )
         try:
-            yield from make_loader(
-                dataset,
-                size,
-                shuffle=shuffle,
-                workers=self.config.workers,
-                seed=self.config.seed,
-                drop_last=False,
-            )
+            yield from loader if self.config.workers else read_ahead(loader)
         except DataError as error:
             raise _without_traceback(error) from error
 
+    def _moved(self, images: Tensor) -> Tensor:  # channels-last, as they come
+        return images.to(self.device, non_blocking=True)
+
     def target_pass(self) -> Iterator[Tensor]:
-        """Every target image once, unaugmented, in order: what Algorithm 1 collects from."""
+        """Every target image once, unaugmented, in order: what Algorithm 1 collects from.
+
+        Of several processes each passes its share; their counts add up to those of one.
+        """
         size = self.config.evaluation_batch
-        for sample in self._plain_batches(self.target_plain, size, shuffle=False):
-            yield sample["clean"].to(self.device).contiguous(memory_format=torch.channels_last)
+        for sample in self._plain_batches(self.target_plain, size):
+            yield self._moved(sample["clean"])
 
     def target_statistics(self, batches: int) -> Iterator[Tensor]:
-        """Random target batches: neighbours in file order are often frames of one video."""
+        """Random target batches: neighbours in file order are often frames of one video.
+
+        The same in each of several processes, so that their statistics stay alike.
+        """
         size = min(max(4, self.config.adaptation.batch_size), len(self.target_plain))
-        loader = self._plain_batches(self.target_plain, size, shuffle=True)
+        loader = self._plain_batches(self.target_plain, size, shuffle=True, shared=False)
         for _, sample in zip(range(batches), loader, strict=False):
             if len(sample["clean"]) == size:
-                yield sample["clean"].to(self.device).contiguous(memory_format=torch.channels_last)
+                yield self._moved(sample["clean"])
 
     def evaluation_batches(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Images [B, 3, H, W] and their labels, which may be larger than the images."""
         size = self.config.evaluation_batch
-        for sample in self._plain_batches(self.evaluation, size, shuffle=False):
-            images = sample["clean"].to(self.device).contiguous(memory_format=torch.channels_last)
-            yield images, list(sample["label"])
+        for sample in self._plain_batches(self.evaluation, size):
+            yield self._moved(sample["clean"]), list(sample["label"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -17,6 +19,7 @@ from cscl_fast.data import (
     InfiniteSampler,
     make_loader,
     open_dataset,
+    read_ahead,
 )
 
 
@@ -82,6 +85,101 @@ def test_infinite_sampler() -> None:
         InfiniteSampler(0)
     with pytest.raises(ValueError, match="position is -1"):
         InfiniteSampler(5, position=-1)
+
+
+@pytest.mark.parametrize("length", [5, 12])
+@pytest.mark.parametrize(("count", "size"), [(2, 1), (3, 2)])
+def test_processes_share_one_order(length: int, count: int, size: int) -> None:
+    """Their batches, put together, are those of one process with the sum of the batches."""
+    steps = 9
+    alone = list(islice(InfiniteSampler(length, seed=2), steps * count * size))
+
+    def of(rank: int, position: int = 0) -> InfiniteSampler:
+        return InfiniteSampler(length, 2, position, rank=rank, count=count, batch_size=size)
+
+    samplers = [of(rank) for rank in range(count)]
+    shares = [list(islice(sampler, steps * size)) for sampler in samplers]
+    together = [
+        pair
+        for step in range(steps)
+        for share in shares
+        for pair in share[step * size : (step + 1) * size]
+    ]
+    assert together == alone
+    assert {sampler.position for sampler in samplers} == {steps * count * size}
+    for rank in range(count):
+        resumed = list(islice(of(rank, 4 * count * size), 5 * size))
+        assert resumed == shares[rank][4 * size :]
+
+
+def test_processes_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="rank is 2 of 2; it is 0 to 1"):
+        InfiniteSampler(5, rank=2, count=2)
+    with pytest.raises(ValueError, match="rank is -1 of 2"):
+        EpochSampler(5, rank=-1, count=2)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        InfiniteSampler(5, batch_size=0)
+    with pytest.raises(ValueError, match=r"position is 2; 2 processes with batches of 2 .* of 4"):
+        InfiniteSampler(5, position=2, count=2, batch_size=2)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_share_an_epoch(shuffle: bool) -> None:
+    alone = list(EpochSampler(7, seed=1, shuffle=shuffle))
+    samplers = [EpochSampler(7, seed=1, shuffle=shuffle, rank=rank, count=3) for rank in range(3)]
+    assert [len(sampler) for sampler in samplers] == [3, 2, 2]
+    shares = [list(sampler) for sampler in samplers]
+    assert [shares[i % 3][i // 3] for i in range(7)] == alone
+
+
+def test_reading_ahead_changes_nothing(config) -> None:
+    def batches() -> Iterator[dict]:
+        dataset = open_dataset(config, training=True, seed=3)
+        return iter(make_loader(dataset, 2, sampler=InfiniteSampler(len(dataset), seed=4)))
+
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert_same(list(islice(read_ahead(batches()), 9)), list(islice(batches(), 9)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(read_ahead([1, 2, 3])) == [1, 2, 3] and list(read_ahead([])) == []
+
+
+def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
+    taken = []
+
+    def numbers() -> Iterator[int]:
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    ahead = read_ahead(numbers(), count=2)
+    assert next(ahead) == 0 and next(ahead) == 1
+    ahead.close()  # waits for the number that is being made
+    assert taken[-1] <= 3
+    assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+
+
+def test_an_error_comes_where_its_batch_would_have_been() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise DataError("the third is broken")
+
+    ahead = read_ahead(failing())
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(DataError, match="the third is broken"):
+        next(ahead)
+
+
+def test_batches_are_channels_last_and_say_whether_colours_changed(config) -> None:
+    for quiet in (True, False):
+        changed = replace(config, **({"color_jitter": 0.0, "blur": 0.0} if quiet else {}))
+        for workers in (0, 1):
+            (batch,) = take(changed, 1, workers)
+            assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+            assert batch["augmented"] is not quiet
+            assert (batch["clean"] is batch["image"]) is quiet
+            assert torch.equal(batch["clean"], batch["image"]) is quiet
 
 
 def test_epoch_sampler() -> None:

@@ -10,6 +10,7 @@ from cscl_fast.models.batchnorm import (
 from cscl_fast.models.build import ARCHITECTURES, build_model
 from cscl_fast.models.discriminator import Discriminator
 from cscl_fast.models.encoder_with_head import EncoderWithHead
+from cscl_fast.models.recompute import checkpoint_activations
 from cscl_fast.models.segmentation_model import Features, SegmentationModel
 from cscl_fast.models.transferability import TransferabilityCritic, TransferabilityQuantizer
 from cscl_fast.models.weights import LoadReport, WeightsError, load_weights
@@ -26,6 +27,7 @@ __all__ = [
     "WeightAverage",
     "WeightsError",
     "build_model",
+    "checkpoint_activations",
     "freeze_affine",
     "frozen_statistics",
     "load_weights",

@@ -6,6 +6,8 @@ first two fully connected layers of torchvision's classifier, as convolutions.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from torchvision.models import vgg
 
 from cscl_fast.models.segmentation_model import Features, SegmentationModel
 
-POOL3, POOL4 = 16, 23  # where in torchvision's `features` the third and fourth pooling stand
+POOLS = (4, 9, 16, 23, 30)  # where in torchvision's `features` the five poolings stand
 POOL3_CHANNELS, POOL4_CHANNELS, FC_CHANNELS = 256, 512, 4096
 
 
@@ -40,14 +42,18 @@ class VGG16Encoder(nn.Module):
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
+        # Up to one pooling each. In a tuple, so that the layers have no second name.
+        bounds = itertools.pairwise((-1, *POOLS))
+        self.stages = tuple(self.features[last + 1 : pool + 1] for last, pool in bounds)
 
     def forward(
         self,
         images: Tensor,  # [B, 3, H, W]
     ) -> tuple[Tensor, Tensor, Tensor]:  # fc7, pool4, pool3 at 1/32, 1/16, 1/8
-        pool3 = self.features[: POOL3 + 1](images)
-        pool4 = self.features[POOL3 + 1 : POOL4 + 1](pool3)
-        pool5 = self.features[POOL4 + 1 :](pool4)
+        first, second, third, fourth, fifth = self.stages
+        pool3 = third(second(first(images)))
+        pool4 = fourth(pool3)
+        pool5 = fifth(pool4)
         fc6 = self.dropout(F.relu(self.fc6(pool5), inplace=True))
         fc7 = self.dropout(F.relu(self.fc7(fc6), inplace=True))
         return fc7, pool4, pool3
@@ -119,13 +125,16 @@ class FCN8s(SegmentationModel):
         self.num_classes = num_classes
         self.feature_channels = FC_CHANNELS
         self.feature_stride = 32
-        self.encoder = VGG16Encoder()
+        self.encoder: VGG16Encoder = VGG16Encoder()
         self.classifier = FusedScores(num_classes)
 
     def encode(self, images: Tensor) -> Features:
         images = images.contiguous(memory_format=torch.channels_last)
         fc7, pool4, pool3 = self.encoder(images)
         return Features(fc7, (pool4, pool3))
+
+    def recomputable(self) -> list[nn.Module]:
+        return list(self.encoder.stages)
 
     def classify(self, features: Features) -> Tensor:
         pool4, pool3 = features.skips

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class Features(NamedTuple):
@@ -58,6 +59,11 @@ class SegmentationModel(nn.Module, ABC):
         """
         gated = features._replace(deep=features.deep * (1 + gate))
         return self.classify(features), self.classify(gated)
+
+    def recomputable(self) -> list[nn.Module]:
+        """The parts of the encoder that `checkpoint_activations` takes: residual blocks here."""
+        blocks = (BasicBlock, Bottleneck)
+        return [module for module in self.encoder.modules() if isinstance(module, blocks)]
 
     def forward(
         self,

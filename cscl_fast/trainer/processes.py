@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cscl_fast.config import ConfigError
+from cscl_fast.config import Config, ConfigError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -229,6 +229,7 @@ class Shared:
     """
 
     def __init__(self, processes: Processes, *modules: nn.Module) -> None:
+        self.processes = processes
         self.parallel: DistributedDataParallel | None = None
         learning = any(p.requires_grad for module in modules for p in module.parameters())
         if processes.several and learning:
@@ -251,7 +252,8 @@ class Shared:
         """`compute(*arguments)`, all of whose results' tensors have to be used by one backward."""
         if self.parallel is None:
             return compute(*arguments, **named)
-        result: Result = self.parallel(compute, *arguments, **named)
+        with self.processes.watching("a forward pass"):
+            result: Result = self.parallel(compute, *arguments, **named)
         return result
 
     def alone(self) -> AbstractContextManager[None]:
@@ -268,6 +270,33 @@ class _Computation(nn.Module):
 
     def forward(self, compute: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         return compute(*arguments, **named)
+
+
+def synchronise_batchnorm(model: nn.Module, config: Config, processes: Processes) -> None:
+    """With `sync_batchnorm`, normalise by the batches of all processes; in place.
+
+    Raises:
+        ConfigError: the model is not on a GPU, where PyTorch has no such layer.
+    """
+    if not config.sync_batchnorm:
+        return
+    if next(model.parameters()).device.type != "cuda":
+        raise ConfigError(
+            "sync_batchnorm is set, and PyTorch synchronises batch normalisation on GPUs only: "
+            "leave it out on the CPU (adaptation.bn frozen needs no batch statistics)"
+        )
+    if processes.several:
+        for module in list(model.modules()):
+            for name, layer in module.named_children():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(layer))
+
+
+def running_averages(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of all batch normalisations of `model`."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    found = [statistics for m in layers for statistics in (m.running_mean, m.running_var)]
+    return [statistics for statistics in found if statistics is not None]
 
 
 def _add_up(_: None, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:

@@ -100,28 +100,37 @@ class InfiniteSampler(Sampler[tuple[int, int]]):
 class EpochSampler(Sampler[tuple[int, int]]):
     """One epoch of (epoch, index) pairs; each new iteration is the next epoch.
 
-    Of several processes each gives every `count`-th pair, `rank` being its first: each sample is
-    seen once, by one of them.
+    Several processes take turns by batches of `batch_size`: process `rank` gives the pairs of the
+    batches rank, rank + count, ... of one process. Each sample is seen once, in the same company,
+    so that a network gives it the same bits.
     """
 
     def __init__(
-        self, length: int, seed: int = 0, *, shuffle: bool = True, rank: int = 0, count: int = 1
+        self,
+        length: int,
+        seed: int = 0,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        count: int = 1,
+        batch_size: int = 1,
     ) -> None:
         require_rank(rank, count)
         self.length = length
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
-        self.rank = rank
-        self.count = count
+        places = range(length)
+        turns = range(rank * batch_size, length, count * batch_size)
+        self.mine = [place for first in turns for place in places[first : first + batch_size]]
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.length, self.count))
+        return len(self.mine)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         order = epoch_order(self.length, self.seed, epoch) if self.shuffle else range(self.length)
-        return iter([(epoch, index) for index in order[self.rank :: self.count]])
+        return iter([(epoch, order[place]) for place in self.mine])
 
 
 def require_rank(rank: int, count: int) -> None:

@@ -155,10 +155,15 @@ class World:
     def _plain_batches(
         self, dataset: SegmentationDataset, size: int, *, shuffle: bool = False, shared: bool = True
     ) -> Iterator[dict[str, Any]]:
-        """One pass; `shared`: this process's samples, not all of them."""
+        """One pass; `shared`: this process's batches, not all of them."""
         rank, count = (self.rank, self.count) if shared else (0, 1)
         sampler = EpochSampler(
-            len(dataset), self.config.seed, shuffle=shuffle, rank=rank, count=count
+            len(dataset),
+            self.config.seed,
+            shuffle=shuffle,
+            rank=rank,
+            count=count,
+            batch_size=size,
         )
         loader = make_loader(
             dataset,

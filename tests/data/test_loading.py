@@ -130,6 +130,11 @@ def test_processes_share_an_epoch(shuffle: bool) -> None:
     assert [len(sampler) for sampler in samplers] == [3, 2, 2]
     shares = [list(sampler) for sampler in samplers]
     assert [shares[i % 3][i // 3] for i in range(7)] == alone
+    batches = [
+        list(EpochSampler(7, seed=1, shuffle=shuffle, rank=rank, count=2, batch_size=2))
+        for rank in range(2)
+    ]
+    assert batches == [alone[:2] + alone[4:6], alone[2:4] + alone[6:]]
 
 
 def test_reading_ahead_changes_nothing(config) -> None:

@@ -6,6 +6,9 @@ sample = dataset[0]  # image, clean, label, name, path, index
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +19,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cscl_fast.data import transforms
+from cscl_fast.data.cache import (
+    Cache,
+    Decoded,
+    DiskCache,
+    NoCache,
+    RamCache,
+    content_of,
+    default_folder,
+)
 from cscl_fast.data.classes import (
     IGNORE,
     UNKNOWN,
@@ -68,7 +80,7 @@ class SegmentationDataset(Dataset[SampleDict]):
         self.training = training
         self.seed = seed
         self.epoch = 0
-        self._cache: dict[int, tuple[Tensor, Bytes]] = {}
+        self._cache = self._make_cache()
 
     @property
     def has_labels(self) -> bool:
@@ -120,9 +132,18 @@ class SegmentationDataset(Dataset[SampleDict]):
 
     def preload(self) -> None:
         """Fill the cache (with `cache: ram`, and for scenes), so that forked workers share it."""
-        if self._caches():
-            for index in range(len(self)):
-                self._read(index)
+        if isinstance(self._cache, RamCache):
+            # Decoders work outside Python's lock; the drawing does not.
+            threads = 1 if self.config.kind == "scenes" else min(8, os.cpu_count() or 1)
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(self._read, range(len(self))):
+                    pass
+
+    def share_cache(self, other: SegmentationDataset) -> None:
+        """Use another data set's cache, if it keeps the same: as the target's, twice opened."""
+        one, two = self._cache, other._cache
+        if type(one) is type(two) and one.content == two.content and self.samples == other.samples:
+            self._cache = two
 
     def read_raw_label(self, index: int) -> Bytes | None:  # [H, W] uint8
         """The raw ids of a label file as they stand in it; None without a label file.
@@ -135,22 +156,38 @@ class SegmentationDataset(Dataset[SampleDict]):
             return None
         return decode_first_channel(label) if self.config.kind == "synthia" else decode_label(label)
 
-    def _caches(self) -> bool:
-        return self.config.cache == "ram" or self.config.kind == "scenes"
+    def _make_cache(self) -> Cache:
+        config = self.config
+        assert config.size != "default"
+        if config.label_size is None:
+            as_image = all(sample.label is None for sample in self.samples)  # 255 everywhere
+        else:
+            as_image = config.label_size == config.size
+        content = content_of(
+            config.kind,
+            config.size,
+            config.interpolation,
+            "image" if as_image or self.training else config.label_size,
+            self.id_table,
+        )
+        if config.kind == "scenes":  # quickly drawn, and from no file that could tell its age
+            content |= {"scene_seed": config.scene_seed, "use_labels": config.use_labels}
+            return RamCache(content, len(self))
+        if config.cache == "ram":
+            return RamCache(content, len(self))
+        if config.cache == "disk":
+            return DiskCache(config.cache_folder or default_folder(), content, self.samples)
+        return NoCache(content)
 
-    def _read(self, index: int) -> tuple[Tensor, Bytes]:
+    def _read(self, index: int) -> Decoded:
         """Image [3,H,W] uint8 and label [H',W'] uint8, resized, before any augmentation.
 
         H', W' are H, W in training; the label's evaluation size else. Never written to.
         """
-        if index not in self._cache:
-            read = self._draw(index) if self.config.kind == "scenes" else self._decode(index)
-            if not self._caches():
-                return read
-            self._cache[index] = read
-        return self._cache[index]
+        make = self._draw if self.config.kind == "scenes" else self._decode
+        return self._cache.read(index, partial(make, index))
 
-    def _decode(self, index: int) -> tuple[Tensor, Bytes]:
+    def _decode(self, index: int) -> Decoded:
         config, sample = self.config, self.samples[index]
         assert config.size != "default"
         picture = decode_image(sample.image)
@@ -177,7 +214,7 @@ class SegmentationDataset(Dataset[SampleDict]):
             )
         return image, label
 
-    def _draw(self, index: int) -> tuple[Tensor, Bytes]:
+    def _draw(self, index: int) -> Decoded:
         from cscl_fast.scenes import draw_scene
 
         config = self.config

@@ -123,6 +123,7 @@ class World:
         self.source = open_dataset(drawn(config.source), training=True, seed=seed)
         self.target = open_dataset(drawn(config.target), training=True, seed=seed + 1)
         self.target_plain = open_dataset(drawn(config.target), training=False, seed=seed)
+        self.target_plain.share_cache(self.target)
         self.evaluation = open_dataset(drawn(config.evaluation), training=False, seed=seed)
         require_same_classes(self.source.classes, self.target.classes)
         require_same_classes(self.source.classes, self.evaluation.classes)

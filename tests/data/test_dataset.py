@@ -297,7 +297,7 @@ def test_bad_files_in_the_middle_name_themselves(folder) -> None:
         ({"limit": 0}, "limit is 0; it is at least 1"),
         ({"normalisation": "mean"}, "normalisation is 'mean'; it is one of imagenet, caffe, none"),
         ({"interpolation": "area"}, "interpolation is 'area'; it is one of bilinear, bicubic"),
-        ({"cache": "disk"}, "cache is 'disk'; it is one of none, ram"),
+        ({"cache": "tape"}, "cache is 'tape'; it is one of none, ram, disk"),
     ],
 )
 def test_values_that_cannot_work(folder, change, message) -> None:

@@ -15,6 +15,9 @@ import yaml
 from cscl_fast.config import Config, ConfigError
 from cscl_fast.presets import PRESETS, preset
 
+# What makes a study of a configuration; its runs' own files do not have these.
+STUDY_KEYS = ("ablation", "sweep", "seeds", "jobs")
+
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a run: preset < configuration file < command line.
@@ -52,6 +55,10 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         prog="python -m cscl_fast.train",
     )
     if resume is not None:
+        if config.is_study:
+            raise ConfigError(
+                f"resume is {resume}; a study goes on with the command that it was started with"
+            )
         config.run = Path(resume)
     config.validate()
     for section in ("source", "target", "evaluation"):
@@ -133,7 +140,7 @@ def to_yaml(config: Config) -> str:
         return str(value) if isinstance(value, Path) else value
 
     entries = plain(dataclasses.asdict(config))
-    for key in ("config", "resume", "overwrite"):
+    for key in ("config", "resume", "overwrite", *STUDY_KEYS):
         entries.pop(key)
     return yaml.safe_dump(entries, sort_keys=False)
 

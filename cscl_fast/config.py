@@ -200,6 +200,14 @@ class Config:
     """Batches of each domain for the domain gap at each evaluation; 0: not measured."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run folder."""
+    ablation: bool = False
+    """A study: source only, the paper's three ablations and full CSCL, for each of the seeds."""
+    sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE,VALUE ...")] = ()
+    """A study: a key of adaptation over values, xi1=0.1,0.3 or adaptation.portion=0.2,0.35."""
+    seeds: tuple[int, ...] = ()
+    """The seeds of a study; none given: three, from `seed` on."""
+    jobs: int = 1
+    """Runs of a study at a time, each a process of its own."""
     deep_check: bool = False
     """Decode every file of the data sets before the first step, not a sample."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -209,6 +217,11 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+
+    @property
+    def is_study(self) -> bool:
+        """Whether this configuration is of several runs (cscl_fast/studies)."""
+        return self.ablation or bool(self.sweep)
 
     @property
     def run_folder(self) -> Path:
@@ -267,6 +280,7 @@ class Config:
         for key, value in below_one.items():
             if not 0 <= value < 1:
                 raise ConfigError(f"{key} is {value}; it has to be in [0, 1)")
+        self._validate_study()
         strides = a.discriminator_strides
         if strides is not None and any(stride not in (1, 2) for stride in strides):
             raise ConfigError(
@@ -281,4 +295,31 @@ class Config:
             raise ConfigError(
                 "warmup.steps is 0 and model.init is none: there is nothing to adapt; "
                 "train on the source first or give model.init a checkpoint"
+            )
+
+    def _validate_study(self) -> None:
+        if self.jobs < 1:
+            raise ConfigError(f"jobs is {self.jobs}; it is at least 1")
+        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds is {self.seeds}; they must differ and not be negative")
+        if not self.is_study:
+            for key, given in (("seeds", bool(self.seeds)), ("jobs", self.jobs > 1)):
+                if given:
+                    raise ConfigError(
+                        f"{key} is {getattr(self, key)}; it is for a study: give ablation or sweep "
+                        "too, or `seed` for a single run"
+                    )
+            return
+        if self.source_only:
+            raise ConfigError(
+                "source_only is True; a study has a source-only run for each seed anyway"
+            )
+        if self.ablation and self.without:
+            raise ConfigError(
+                f"without is {self.without}; ablation leaves out each part in turn by itself"
+            )
+        if self.adaptation.epochs * self.adaptation.steps == 0:
+            raise ConfigError(
+                f"adaptation.epochs is {self.adaptation.epochs} and adaptation.steps "
+                f"{self.adaptation.steps}; a study needs steps to compare"
             )

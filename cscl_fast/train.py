@@ -1,6 +1,7 @@
 """`python -m cscl_fast.train`: source-only training, then CSCL, and both scores side by side.
 
-With no arguments it runs the demo: street scenes that the package draws itself.
+With no arguments it runs the demo: street scenes that the package draws itself. With `--ablation`
+or `--sweep` it is a study of several runs (cscl_fast/studies).
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = None
     try:
         config = parse(arguments)
+        if config.is_study:
+            from cscl_fast.studies import run_study
+
+            return run_study(config, arguments)
         train(config)
     except SystemExit as stop:  # --help, or an argument of the wrong type
         return int(stop.code or 0)

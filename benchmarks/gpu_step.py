@@ -37,7 +37,7 @@ from profile_step import CLASSES, alone, noise, recorded  # noqa: E402
 from cscl_fast import backends, ops, use_backend  # noqa: E402
 from cscl_fast.config import AdaptationConfig  # noqa: E402
 from cscl_fast.models import WeightAverage, build_model, freeze_affine  # noqa: E402
-from cscl_fast.trainer.labelling import Labeller, image_size  # noqa: E402
+from cscl_fast.trainer.labelling import Labeller  # noqa: E402
 from cscl_fast.trainer.players import Batch, Players  # noqa: E402
 
 
@@ -90,8 +90,6 @@ class Trainer:
         self.source, self.target = batch_of(setting, 1, device), batch_of(setting, 2, device)
         with self.number():
             self.labeller.begin_epoch(0, [self.target.clean])
-            with torch.no_grad():
-                self.grid = image_size(model.encode(self.target.images).deep)
         if setting.compiled:
             assert self.labeller.snapshot is not None
             torch._dynamo.reset()
@@ -109,7 +107,7 @@ class Trainer:
     def step(self) -> dict[str, float | Tensor]:
         self.cscl.zero_grad(set_to_none=True)
         with self.number():
-            pseudo = self.labeller.label(self.target.clean, self.grid)
+            pseudo = self.labeller.label(self.target.clean)
             losses = self.cscl.losses(self.source, self.target, pseudo, track=True)
             total = self.cscl.objective(losses)
         total.backward()

@@ -66,13 +66,10 @@ class Trainer:
         self.labeller = Labeller(model, WeightAverage(model, 0.99), config, CLASSES)
         self.source, self.target = noise(size, 1), noise(size, 2)
         self.labeller.begin_epoch(0, [self.target.clean])
-        with torch.no_grad():
-            deep = model.encode(self.target.images).deep
-        self.grid = (deep.shape[2], deep.shape[3])
 
     def step(self) -> None:
         self.cscl.zero_grad(set_to_none=True)
-        pseudo = self.labeller.label(self.target.clean, self.grid)
+        pseudo = self.labeller.label(self.target.clean)
         losses = self.cscl.losses(self.source, self.target, pseudo, track=True)
         self.cscl.objective(losses).backward()
 

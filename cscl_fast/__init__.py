@@ -17,18 +17,35 @@ from cscl_fast._version import __version__
 if TYPE_CHECKING:
     from cscl_fast import backends, data, models, ops, scenes
     from cscl_fast.backends import use_backend
+    from cscl_fast.config import Config
+    from cscl_fast.trainer.cscl import CSCL, SourceOnly
 
-__all__ = ["__version__", "backends", "data", "models", "ops", "scenes", "use_backend"]
+__all__ = [
+    "CSCL",
+    "Config",
+    "SourceOnly",
+    "__version__",
+    "backends",
+    "data",
+    "models",
+    "ops",
+    "scenes",
+    "use_backend",
+]
 
 # Imported when first asked for: `import cscl_fast` alone does not wait for PyTorch.
+_NAMES = {
+    "CSCL": "cscl_fast.trainer.cscl",
+    "Config": "cscl_fast.config",
+    "SourceOnly": "cscl_fast.trainer.cscl",
+    "use_backend": "cscl_fast.backends",
+}
 _PARTS = ("backends", "data", "models", "ops", "scenes", "trainer")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "use_backend":
-        from cscl_fast.backends import use_backend
-
-        return use_backend
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     if name in _PARTS:
         return importlib.import_module(f"cscl_fast.{name}")
     raise AttributeError(f"module 'cscl_fast' has no attribute {name!r}")

@@ -18,8 +18,9 @@ from cscl_fast.models.weights import WeightsError
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.interrupt import Interrupted
-from cscl_fast.trainer.run import DivergedError, Run
+from cscl_fast.trainer.run import Run
 from cscl_fast.trainer.start import how_to_go_on
+from cscl_fast.trainer.update import DivergedError
 
 
 def train(config: Config) -> dict[str, Score]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,17 @@ class PseudoLabels:
     def kept(self) -> Tensor:
         """Share of the locations that carry a label."""
         return (self.hard != 255).float().mean()
+
+    def count(self) -> Tensor:
+        """Number of pixels [] int64 of the images that carry a label: what `loss` is the mean over.
+
+        One pass over the pixels; a step in one batch does not need it.
+        """
+        if self.thresholds is None:
+            pixels = self.logits.shape[0] * self.size[0] * self.size[1]
+            return torch.tensor(pixels, device=self.logits.device)
+        hard = ops.soft_pseudo_labels(self.logits, self.thresholds, self.gamma, size=self.size).hard
+        return (hard != 255).sum()
 
     def loss(self, logits: Tensor) -> Tensor:
         """The self-training loss (second term of Eq. 7) of these logits [B, K, h, w]."""
@@ -83,9 +94,11 @@ class Labeller:
         num_classes: int,
         *,
         selects: bool = True,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.config = config
         self.selects = selects
+        self.autocast = autocast  # around the label network's forwards
         self.trained = model
         self.average = average
         self.snapshot = (
@@ -103,7 +116,7 @@ class Labeller:
         self.filled = 0
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> SegmentationModel:
         if self.config.labels == "snapshot":
             assert self.snapshot is not None
             return self.snapshot
@@ -126,37 +139,67 @@ class Labeller:
             network = self.network
             with evaluating(network):
                 for images in batches:
-                    collected.update(network(images), size=image_size(images))
+                    with self.autocast():
+                        logits = network(images)
+                    collected.update(logits, size=image_size(images))
             self.thresholds = collected.compute(self.portion)
             self.previous = collected
         return self.thresholds
 
-    def label(self, clean: Tensor, grid: tuple[int, int] | None = None) -> PseudoLabels:
-        """Pseudo-labels of target images [B, 3, H, W]; `grid`: (h, w) of the features F."""
-        network = self.network
-        size = image_size(clean)
-        with evaluating(network):
-            logits = network(clean)
-            at_features = logits
-            if grid is not None and logits.shape[-2:] != grid:
-                at_features = F.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
-            if not self.selects:
-                hard = at_features.argmax(1)
-                soft = F.one_hot(hard, logits.shape[1]).permute(0, 3, 1, 2).to(logits.dtype)
-                return PseudoLabels(logits, None, self.config.gamma, size, soft, hard)
-            if self.config.thresholds == "online":
-                self._advance(logits, size)
-            soft, hard = ops.soft_pseudo_labels(at_features, self.thresholds, self.config.gamma)
-        return PseudoLabels(logits, self.thresholds, self.config.gamma, size, soft, hard)
+    def label(self, clean: Tensor) -> PseudoLabels:
+        """Pseudo-labels of target images [B, 3, H, W]."""
+        return self.label_parts([clean])[0]
 
-    def _advance(self, logits: Tensor, size: tuple[int, int]) -> None:
+    def label_parts(self, parts: Sequence[Tensor]) -> list[PseudoLabels]:
+        """Pseudo-labels of the target images [B, 3, H, W] of one step, with the same thresholds."""
+        with evaluating(self.network):
+            looked = [self._look(clean) for clean in parts]
+            if self.selects and self.config.thresholds == "online":
+                self._advance([(z, image_size(x)) for (z, _), x in zip(looked, parts, strict=True)])
+            return [
+                self._solve(logits, grid, image_size(clean))
+                for (logits, grid), clean in zip(looked, parts, strict=True)
+            ]
+
+    def _look(self, clean: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Logits [B, K, ...] of the label network, and (h, w) of its features."""
+        with self.autocast():
+            features = self.network.encode(clean)
+            return self.network.classify(features), image_size(features.deep)
+
+    def _solve(self, logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> PseudoLabels:
+        gamma, on_grid = self.config.gamma, logits
+        if image_size(logits) != grid:
+            on_grid = F.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
+        if not self.selects:
+            hard = on_grid.argmax(1)
+            soft = F.one_hot(hard, logits.shape[1]).permute(0, 3, 1, 2).to(logits.dtype)
+            return PseudoLabels(logits, None, gamma, size, soft, hard)
+        soft, hard = ops.soft_pseudo_labels(on_grid, self.thresholds, gamma)
+        return PseudoLabels(logits, self.thresholds, gamma, size, soft, hard)
+
+    def _advance(self, seen: Sequence[tuple[Tensor, tuple[int, int]]]) -> None:
         """Online thresholds: the histogram of the last `online_window` steps, or up to two."""
-        self.window.update(logits, size=size)
-        self.filled += 1
-        self.thresholds = self.window.compute(self.portion, together_with=self.previous)
         if self.filled >= self.config.online_window:
             self.previous, self.window, self.filled = self.window, self.previous, 0
             self.window.reset()
+        for logits, size in seen:
+            self.window.update(logits, size=size)
+        self.filled += 1
+        self.thresholds = self.window.compute(self.portion, together_with=self.previous)
+
+    def forget(self, parts: Sequence[PseudoLabels]) -> None:
+        """Take back what the last call of `label_parts` counted: its step came to nothing."""
+        if not self.selects or self.config.thresholds != "online":
+            return
+        counted = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
+        for pseudo in parts:
+            counted.update(pseudo.logits, size=pseudo.size)
+        state = self.window.state_dict()
+        state["histogram"] = state["histogram"] - counted.state_dict()["histogram"]
+        self.window.load_state_dict(state)
+        self.filled -= 1
+        self.thresholds = self.window.compute(self.portion, together_with=self.previous)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -13,9 +13,10 @@ Who learns from what, whatever the schedule:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +30,11 @@ from cscl_fast.models import (
     TransferabilityCritic,
     TransferabilityQuantizer,
 )
-from cscl_fast.models.batchnorm import frozen_statistics
+from cscl_fast.models.batchnorm import frozen_statistics, running_statistics
 from cscl_fast.models.segmentation_model import Features
 from cscl_fast.trainer.centroids import RunningCentroids
-from cscl_fast.trainer.labelling import PseudoLabels, image_size
-
-Losses = dict[str, Tensor]
+from cscl_fast.trainer.labelling import PseudoLabels, evaluating, image_size
+from cscl_fast.trainer.update import Losses, Shares
 
 
 @dataclass
@@ -44,7 +44,21 @@ class Batch:
     images: Tensor  # [B, 3, H, W] float32, normalised, augmented
     clean: Tensor  # [B, 3, H, W] float32, the same geometry, no photometric augmentation
     labels: Tensor  # [B, H, W] int64, 255 = ignored; never read for the target
-    paths: list[str]
+    paths: list[str] = field(default_factory=list)  # files of the images, for messages
+
+
+@dataclass
+class Pair:
+    """What one joint forward takes: a source and a target batch, and the target's labels."""
+
+    source: Batch
+    target: Batch
+    pseudo: PseudoLabels
+    shares: Shares | None = None  # of the whole step's means (`Players.counts`); None: all of it
+
+    @property
+    def paths(self) -> list[str]:
+        return [*self.source.paths, *self.target.paths]
 
 
 @dataclass
@@ -81,8 +95,10 @@ def discriminator_strides(
     """The configured strides, or those with which D judges at 1/32 of the image."""
     if config.discriminator_strides is not None:
         return config.discriminator_strides
-    deep = model.architecture.startswith("fcn8s")  # its F is at 1/32 already
-    return (1, 1, 1, 1, 1) if deep else (2, 2, 1, 1, 1)
+    strides = [1, 1, 1, 1, 1]
+    for layer in range(min(5, int(math.log2(max(1, 32 // model.feature_stride))))):
+        strides[layer] = 2
+    return tuple(strides)  # type: ignore[return-value]  # five of them
 
 
 def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -115,6 +131,8 @@ class Players(nn.Module):
         if not self.transfer:  # kept as modules so that a checkpoint has one shape; never trained
             for module in (self.discriminator, self.quantizer, self.critic):
                 module.requires_grad_(False)
+        self.watches_centroids = False
+        self.watched: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # of `watch`
         self.centroids = (
             RunningCentroids(config.centroid_momentum, model.num_classes, channels)
             if config.centroid_momentum > 0
@@ -129,19 +147,23 @@ class Players(nn.Module):
         `track`: whether this forward may move the running statistics of the batch normalisations;
         those of the source never do with bn="per-domain".
         """
-        may_track = track and not (source and self.config.bn == "per-domain")
-        with nullcontext() if may_track else frozen_statistics(self.model):
+        with self._statistics(track and not (source and self.config.bn == "per-domain")):
             features = self.model.encode(images)
-            plain = self.model.classify(features)
             if not self.transfer:
-                return View(features, plain, None, None)
+                return View(features, self.model.classify(features), None, None)
             # D only tells where the domains can be told apart: its probability is a constant here,
             # so that L_seg and L_cri reach T_Q and go no further.
             with torch.no_grad():
                 probability = torch.sigmoid(self.discriminator(features.deep))
             gate = self.quantizer(probability, size=features.deep.shape[-2:])
-            gated = self.model.classify(features._replace(deep=features.deep * (1 + gate)))
+            plain, gated = self.model.classify_both(features, gate)
         return View(features, plain, gated, gate)
+
+    def _statistics(self, may_track: bool) -> AbstractContextManager[None]:
+        """By which statistics batch normalisation normalises inside, and which it moves."""
+        if self.config.bn == "frozen":
+            return running_statistics(self.model)
+        return nullcontext() if may_track else frozen_statistics(self.model)
 
     # ------------------------------------------------------------------------------- the losses
 
@@ -159,13 +181,13 @@ class Players(nn.Module):
     def adversarial_loss(self, target: View) -> Tensor:
         """Eq. 1 as E sees it: the target's features pass for source (label 0)."""
         with constant(self.discriminator):
-            logits = self.discriminator(target.features.deep)
+            logits = self.discriminator(target.features.deep).float()
         return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
 
     def discriminator_loss(self, source: View, target: View) -> Tensor:
         """Eq. 1 as D sees it: halved binary cross-entropy, source 0, target 1."""
-        on_source = self.discriminator(source.features.deep.detach())
-        on_target = self.discriminator(target.features.deep.detach())
+        on_source = self.discriminator(source.features.deep.detach()).float()
+        on_target = self.discriminator(target.features.deep.detach()).float()
         return 0.5 * (
             F.binary_cross_entropy_with_logits(on_source, torch.zeros_like(on_source))
             + F.binary_cross_entropy_with_logits(on_target, torch.ones_like(on_target))
@@ -177,7 +199,7 @@ class Players(nn.Module):
             values = [
                 self.critic(view.features.deep.detach(), view.transferability) for view in views
             ]
-        return -torch.cat([v.flatten() for v in values]).mean()
+        return -torch.cat([v.float().flatten() for v in values]).mean()
 
     def regression_loss(self, *judged: tuple[View, Tensor]) -> tuple[Tensor, Tensor]:
         """L_reg = mean((V − R)²) over the rewarded locations (Eq. 6): moves T_C only.
@@ -193,7 +215,7 @@ class Players(nn.Module):
                 at_grid(view.gated, grid).detach(), at_grid(view.plain, grid).detach(), labels
             )
             value = self.critic(view.features.deep.detach(), view.transferability.detach())
-            squares.append(((value - reward).square() * valid).sum())
+            squares.append(((value.float() - reward).square() * valid).sum())
             rewards.append((reward * valid).sum())
             counts.append(valid.sum())
         count = torch.stack(counts).sum().clamp(min=1)
@@ -228,23 +250,100 @@ class Players(nn.Module):
             losses["transferability"] = mean_transferability(s, t)
         if self.aligns:
             losses["divergence"] = self.divergence_loss(s, labels, t, pseudo)
+        self.watch(s, labels, t, pseudo)
         return losses
 
-    def objective(self, losses: Losses) -> Tensor:
-        """Eq. 14, with D's own objective beside it (no other term reaches D)."""
+    @property
+    def terms(self) -> dict[str, float]:
+        """The losses of Eq. 14 and their weights, and D's own, which reaches nothing but D."""
         weights = self.config.weights
-        total = losses["source"] + weights.target * losses["target"]
-        if self.transfer:
-            total = (
-                total
-                + losses["discriminator"]
-                + weights.regression * losses["regression"]
-                + weights.critic * losses["critic"]
-                + weights.adversarial * losses["adversarial"]
+        return {
+            "source": 1.0,
+            "target": weights.target,
+            "discriminator": 1.0,
+            "regression": weights.regression,
+            "critic": weights.critic,
+            "adversarial": weights.adversarial,
+            "divergence": weights.divergence,
+        }
+
+    def objective(self, losses: Losses, shares: Shares | None = None) -> Tensor:
+        """Eq. 14: the weighted sum of those of its terms that are among `losses`.
+
+        `shares`: what part of the whole step's means the losses are; None: they are all of it.
+        """
+        terms = [
+            weight * losses[name] * (1 if shares is None else shares[name])
+            for name, weight in self.terms.items()
+            if name in losses
+        ]
+        return torch.stack(terms).sum()
+
+    # ----------------------------------------------------- several batches as the parts of one step
+
+    def counts(self, source: Batch, target: Batch, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """What each loss and watched value is the mean over, as scalars: pixels, locations, images.
+
+        A part of a step that is taken in several counts by its share of their sum: then the means
+        are those of all parts in one batch. Except L_div, which is not a mean over pixels: it
+        becomes the mean of the parts' divergences.
+        """
+        device = source.images.device
+        grid = image_size(pseudo.hard)
+        if image_size(source.images) != image_size(target.images):
+            with evaluating(self.model):
+                grid = image_size(self.model.encode(source.images[:1]).deep)
+        on_source = nearest_labels(source.labels, grid)
+        rewarded = (on_source != 255).sum() + (pseudo.hard != 255).sum()
+        images = torch.tensor(len(source.images) + len(target.images), device=device)
+        return {
+            "source": (source.labels != 255).sum(),
+            "target": pseudo.count(),
+            "discriminator": images,
+            "regression": rewarded,
+            "reward": rewarded,
+            "critic": images,
+            "transferability": images,
+            "adversarial": torch.tensor(len(target.images), device=device),
+            "divergence": torch.ones((), device=device),
+            "kept": torch.tensor(pseudo.hard.numel(), device=device),
+        }
+
+    # -------------------------------------------------------------------------- for those who watch
+
+    def watch(self, source: View, labels: Tensor, target: View, pseudo: PseudoLabels) -> None:
+        """Keep the class centroids (Eq. 11–13) of this step, if `watches_centroids` asks for it."""
+        if not self.watches_centroids:
+            return
+        with torch.no_grad():
+            k = self.model.num_classes
+            self.watched = (
+                *ops.class_centroids(source.features.deep, labels, k),
+                *ops.class_centroids(target.features.deep, pseudo.soft, k),
             )
-        if self.aligns:
-            total = total + weights.divergence * losses["divergence"]
-        return total
+
+    def centroid_distances(self) -> Tensor:
+        """[K, K] float32, nats: the divergence of L_div between class i of the source (rows) and
+        class j of the target (columns), from the centroids that `watch` kept; nan where the last
+        step had no such class."""
+        k = self.model.num_classes
+        if self.watched is None:
+            return torch.full((k, k), torch.nan)
+        source, source_mass, target, target_mass = self.watched
+        log_s, log_t = (self._log_distribution(c.double()) for c in (source, target))
+        s, t = log_s.exp(), log_t.exp()
+        # ½(KL(s‖t) + KL(t‖s)) = ½ Σ_c (s − t)(log s − log t), multiplied out.
+        own = (s * log_s).sum(1)[:, None] + (t * log_t).sum(1)[None, :]
+        distances = 0.5 * (own - s @ log_t.t() - log_s @ t.t())
+        absent = (source_mass <= 0)[:, None] | (target_mass <= 0)[None, :]
+        return distances.clamp(min=0).masked_fill(absent, torch.nan).float()
+
+    def _log_distribution(self, centroids: Tensor) -> Tensor:
+        """log of the distributions over channels that L_div makes of centroids [K, C]."""
+        if self.config.normalise == "softmax":
+            return centroids.log_softmax(1)
+        shifted = centroids.clamp(min=0) + 1e-6  # eps of ops.symmetric_soft_divergence
+        return (shifted / shifted.sum(1, keepdim=True)).log()
 
 
 def mean_transferability(*views: View) -> Tensor:

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from cscl_fast import ops
 from cscl_fast.config import Config
 from cscl_fast.models import WeightAverage, build_model, freeze_affine, reestimate_statistics
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trainer import checkpoint
+from cscl_fast.trainer.cscl import CSCL, SourceOnly
 from cscl_fast.trainer.evaluation import Score, evaluate
 from cscl_fast.trainer.finish import Adapted, finish
 from cscl_fast.trainer.gap import GapMeter
 from cscl_fast.trainer.interrupt import StopBetweenSteps
+from cscl_fast.trainer.journal import COLUMNS
 from cscl_fast.trainer.keeper import Keeper, Place, State
-from cscl_fast.trainer.kept import KeptShares
-from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
 from cscl_fast.trainer.observers import Observer, Observers
-from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
-from cscl_fast.trainer.players import Batch, Losses, Players
+from cscl_fast.trainer.players import Batch, Players
 from cscl_fast.trainer.progress import Bar
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
-from cscl_fast.trainer.schedules import SCHEDULES, modules_of
 from cscl_fast.trainer.start import affine_for, choose_device, how_to_go_on, require_large_enough
+from cscl_fast.trainer.update import DivergedError
 from cscl_fast.trainer.world import Stream, World
-
-
-class DivergedError(RuntimeError):
-    """A loss is not finite; the message names the step, the term and the files of the batch."""
 
 
 class Run:
@@ -108,34 +101,24 @@ class Run:
         if config.steps == 0:
             return
         stream = self.world.stream("source", config.batch_size)
-        players = {
-            "model": model_optimizer(self.model, self.config.optimizer, config.learning_rate)
-        }
-        optimizers = self._optimizers(players, config.steps)
+        trainer = SourceOnly(self.model, self.config, stopwatch=self.watch)
         if state is not None:
-            optimizers.load_state_dict(state["optimizers"])
+            trainer.load_state_dict(state.pop("trainer"))
             self._go_on(state, source=stream)
-        self.model.train()
 
         def content() -> State:
-            return {"optimizers": optimizers.state_dict(), **_positions(source=stream)}
+            return {"trainer": trainer.state_dict(), **_positions(source=stream)}
 
         with (
             self._stop_between_steps(content) as stop,
             Bar(SOURCE_ONLY, total=config.steps, done=self.place.step, console=self.console) as bar,
         ):
             while self.place.step < config.steps:
-                optimizers.set_progress(self.place.step)
                 batch = self._take(stream)
-                losses = {
-                    "source": ops.upsampled_cross_entropy(self.model(batch.images), batch.labels)
-                }
-                self._guard(losses, batch)
-                optimizers.zero_grad()
-                losses["source"].backward()
-                optimizers.step()
+                with self._naming_files():
+                    losses = trainer.step(batch)
                 self._step_done()
-                self._log(losses, optimizers, bar)
+                self._log(losses, bar)
                 last = self.place.step == config.steps
                 if last or self.place.step % self.config.save_every == 0:
                     self._save(content)
@@ -145,38 +128,21 @@ class Run:
         """CSCL: an epoch begins with new thresholds, then steps of the chosen schedule."""
         config = self.config.adaptation
         self.keeper.timing.begin("adaptation")
-        players = Players(self.model, config, self.config.without).to(self.device)
-        average = WeightAverage(self.model, config.ema_decay)
-        labeller = Labeller(
-            self.model, average, config, self.classes.num_classes, selects=players.selects
-        )
-        kept = KeptShares(self.classes.num_classes, self.device)
+        cscl = CSCL(self.model, self.config, stopwatch=self.watch)
         source = self.world.stream("source", config.batch_size)
         target = self.world.stream("target", config.batch_size)
-        optimizers = self._optimizers(self._players(players), config.epochs * config.steps)
-        holders = {
-            "players": players,
-            "average": average,
-            "labeller": labeller,
-            "optimizers": optimizers,
-            "kept": kept,
-        }
         if state is not None:
-            for name, holder in holders.items():
-                holder.load_state_dict(state.pop(name))  # type: ignore[attr-defined]
+            cscl.load_state_dict(state.pop("cscl"))
             self._go_on(state, source=source, target=target)
 
         def content() -> State:
-            states = {name: holder.state_dict() for name, holder in holders.items()}  # type: ignore[attr-defined]
-            return {**states, **_positions(source=source, target=target)}
+            return {"cscl": cscl.state_dict(), **_positions(source=source, target=target)}
 
         total = config.epochs * config.steps
-        step = SCHEDULES[config.schedule]
         every = self.config.evaluate_every or config.steps
-        players.train()
         self.gap = GapMeter(self.world) if self.config.gap_batches else None
         if self.place.step == 0:
-            self._measure_gap(players)
+            self._measure_gap(cscl.players)
         with (
             self._stop_between_steps(content) as stop,
             Bar(ADAPTED, total=total, done=self.place.step, console=self.console) as bar,
@@ -184,84 +150,42 @@ class Run:
             while self.place.step < total:
                 if self.place.step % config.steps == 0:
                     epoch = self.place.step // config.steps
-                    with self.watch("thresholds"):
-                        thresholds = labeller.begin_epoch(epoch, self.world.target_pass())
-                    self.observers.thresholds(epoch, self.place.step, labeller.portion, thresholds)
-                optimizers.set_progress(self.place.step)
+                    thresholds = cscl.begin_epoch(self.world.target_pass(), epoch)
+                    portion = cscl.labeller.portion
+                    self.observers.thresholds(epoch, self.place.step, portion, thresholds)
                 batch_s, batch_t = self._take(source), self._take(target)
-                pseudo = labeller.label(batch_t.clean, self._feature_grid(batch_t))
-                losses = step(
-                    players,
-                    optimizers,
-                    batch_s,
-                    batch_t,
-                    pseudo,
-                    partial(self._guard, source=batch_s, target=batch_t),
-                )
-                average.update(self.model)
-                kept.add(pseudo.hard)
+                with self._naming_files():
+                    losses = cscl.step(batch_s, batch_t)
                 self._step_done()
-                losses["kept"] = pseudo.kept
-                losses["total"] = players.objective(losses)
-                self._log(losses, optimizers, bar, kept)
+                self._log(losses, bar, cscl)
                 if self.place.step % every == 0 or self.place.step == total:
-                    self._score_adapted(average)
-                    self._measure_gap(players)
+                    self._score_adapted(cscl.average)
+                    self._measure_gap(cscl.players)
                 if self.place.step % self.config.save_every == 0 or (
                     self.place.step % config.steps == 0
                 ):
                     self._save(content)
                 stop.check()
-        return Adapted(players, labeller)
+        return Adapted(cscl.players, cscl.labeller)
 
     # ------------------------------------------------------------------------------- its parts
-
-    def _players(self, players: Players) -> dict[str, torch.optim.Optimizer]:
-        config = self.config.adaptation
-        modules = modules_of(players)
-        optimizers = {
-            "model": model_optimizer(self.model, self.config.optimizer, config.learning_rate)
-        }
-        kind = self.config.optimizer.implementation
-        if players.transfer:
-            rates = {
-                "discriminator": config.discriminator_rate,
-                "quantizer": config.transfer_rate,
-                "critic": config.transfer_rate,
-            }
-            optimizers |= {n: player_optimizer(modules[n], rate, kind) for n, rate in rates.items()}
-        return optimizers
-
-    def _optimizers(self, players: dict[str, torch.optim.Optimizer], steps: int) -> Optimizers:
-        config = self.config.optimizer
-        return Optimizers(players, steps=steps, power=config.power, clip_norm=config.clip_norm)
 
     def _take(self, stream: Stream) -> Batch:
         with self.watch("wait"):
             return stream.next()
 
-    def _feature_grid(self, batch: Batch) -> tuple[int, int] | None:
-        """(h, w) of F where it is coarser than the logits (FCN-8s); None where they agree."""
-        if self.config.model.architecture != "fcn8s-vgg16":
-            return None
-        if not hasattr(self, "_grids"):
-            self._grids: dict[tuple[int, ...], tuple[int, int]] = {}
-        shape = tuple(batch.clean.shape[-2:])
-        if shape not in self._grids:
-            with evaluating(self.model):  # no dropout: it would draw random numbers
-                self._grids[shape] = image_size(self.model.encode(batch.clean[:1]).deep)
-        return self._grids[shape]
-
-    def _guard(self, losses: Losses, source: Batch, target: Batch | None = None) -> None:
-        batches = [source] if target is None else [source, target]
-        for name, value in losses.items():
-            if not math.isfinite(float(value.detach())):
-                files = "\n  ".join(path for batch in batches for path in batch.paths)
-                raise DivergedError(
-                    f"{self.place.phase} step {self.place.step + 1}: the loss '{name}' is "
-                    f"{float(value.detach())}; it updated no weight. "
-                    f"Files of the batch:\n  {files}"
-                )
+    @contextmanager
+    def _naming_files(self) -> Iterator[None]:
+        """Adds to a loss that is not finite the step and the files of the batch."""
+        try:
+            yield
+        except DivergedError as error:
+            files = "\n  ".join(error.paths)
+            error.args = (
+                f"{self.place.phase} step {self.place.step + 1}: {error}. "
+                f"Files of the batch:\n  {files}",
+            )
+            raise
 
     @property
     def epoch(self) -> int:
@@ -274,14 +198,10 @@ class Run:
         self.place.step += 1
         self.keeper.timing.steps += 1
 
-    def _log(
-        self, losses: Losses, optimizers: Optimizers, bar: Bar, kept: KeptShares | None = None
-    ) -> None:
-        numbers = {name: float(value.detach()) for name, value in losses.items()}
-        numbers.setdefault("total", numbers["source"])
-        shown = {"loss": numbers["total"]}
-        if "kept" in numbers:
-            shown["kept"] = numbers["kept"]
+    def _log(self, losses: dict[str, float], bar: Bar, cscl: CSCL | None = None) -> None:
+        shown = {"loss": losses["total"]}
+        if "kept" in losses:
+            shown["kept"] = losses["kept"]
         bar.advance(**shown)
         if self.place.step % self.config.log_every == 0 or self.place.step == 1:
             with self.watch("records"):
@@ -290,13 +210,12 @@ class Run:
                         "phase": self.place.phase,
                         "epoch": self.epoch,
                         "step": self.place.step,
-                        "learning_rate": optimizers.players["model"].param_groups[0]["lr"],
                         "speed": bar.speed,
-                        **numbers,
+                        **{name: value for name, value in losses.items() if name in COLUMNS},
                     }
                 )
-                if kept is not None:
-                    self.observers.kept(self.epoch, self.place.step, kept.take())
+                if cscl is not None:
+                    self.observers.kept(self.epoch, self.place.step, cscl.kept_by_class())
 
     def _score_source_only(self) -> None:
         """Two rows: the network with the source's statistics, and with the target's."""

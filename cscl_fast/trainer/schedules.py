@@ -1,125 +1,93 @@
 """The two schedules of one training step: `joint` and `alternating` (Algorithm 2).
 
 Both end in the same optimizer steps; they differ in how many forwards they take and in what each
-player already knows of the others' updates.
+player already knows of the others' updates. The pseudo-labels (Algorithm 2, line 3; Eq. 10) are
+given: they come from the label network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cscl_fast.trainer.labelling import PseudoLabels, image_size
-from cscl_fast.trainer.optimizers import Optimizers
+from cscl_fast.trainer.labelling import image_size
 from cscl_fast.trainer.players import (
-    Batch,
     Losses,
+    Pair,
     Players,
     View,
+    constant,
     mean_transferability,
     nearest_labels,
 )
-
-Guard = Callable[[Losses], None]
-"""Called with the losses before anything is updated; raises if one is not finite."""
+from cscl_fast.trainer.update import Update
 
 
-def joint_step(
-    cscl: Players,
-    optimizers: Optimizers,
-    source: Batch,
-    target: Batch,
-    pseudo: PseudoLabels,
-    guard: Guard,
-) -> Losses:
+def joint_step(players: Players, update: Update[Pair]) -> None:
     """One forward per image, one backward through Eq. 14, one step of every optimizer."""
-    losses = cscl.losses(source, target, pseudo, track=True)
-    guard(losses)
-    optimizers.zero_grad()
-    cscl.objective(losses).backward()
-    optimizers.step()
-    return losses
+    update(None, lambda pair: players.losses(pair.source, pair.target, pair.pseudo, track=True))
 
 
-def alternating_step(
-    cscl: Players,
-    optimizers: Optimizers,
-    source: Batch,
-    target: Batch,
-    pseudo: PseudoLabels,
-    guard: Guard,
-) -> Losses:
+def alternating_step(players: Players, update: Update[Pair]) -> None:
     """Algorithm 2, lines 4–9: D, then T_C, then T_Q, then E and C, each from its own forward.
 
-    The pseudo-labels (line 3, Eq. 10) are given: they come from the label network.
+    Only the last forward moves running statistics.
     """
-    weights = cscl.config.weights
-    losses: Losses = {}
 
-    def look() -> tuple[View, View, torch.Tensor]:
-        """A forward that leaves the running statistics alone: the last one moves them."""
-        s = cscl.look(source.images, source=True, track=False)
-        t = cscl.look(target.images, source=False, track=False)
-        return s, t, nearest_labels(source.labels, image_size(s.features.deep))
+    def look(pair: Pair, *, track: bool = False) -> tuple[View, View, Tensor]:
+        """A forward of both domains, and the source's labels on the grid of its features."""
+        s = players.look(pair.source.images, source=True, track=track)
+        t = players.look(pair.target.images, source=False, track=track)
+        return s, t, nearest_labels(pair.source.labels, image_size(s.features.deep))
 
-    def update(player: str, new: Losses, objective: torch.Tensor) -> None:
-        guard(new)
-        losses.update(new)
-        optimizers.zero_grad()
-        objective.backward()
-        optimizers.step(player)
-
-    if cscl.transfer:
-        # Update D by Eq. 1.
+    def discriminator(pair: Pair) -> Losses:
+        """D learns to tell the domains apart (Eq. 1)."""
         with torch.no_grad():
-            s, t, _ = look()
-        loss = cscl.discriminator_loss(s, t)
-        update("discriminator", {"discriminator": loss}, loss)
+            s, t, _ = look(pair)
+        return {"discriminator": players.discriminator_loss(s, t)}
 
-        # Update T_C by Eq. 6: the rewards of Eq. 2–4 are what it learns to foresee.
+    def critic(pair: Pair) -> Losses:
+        """T_C learns to foresee (Eq. 6) the rewards of Eq. 2–4."""
         with torch.no_grad():
-            s, t, labels = look()
-        loss, reward = cscl.regression_loss((s, labels), (t, pseudo.hard))
-        update("critic", {"regression": loss, "reward": reward}, weights.regression * loss)
+            s, t, labels = look(pair)
+        regression, reward = players.regression_loss((s, labels), (t, pair.pseudo.hard))
+        return {"regression": regression, "reward": reward}
 
-        # Update T_Q by L_seg through the gate (Eq. 7) and L_cri (Eq. 5).
-        s, t, _ = look()
-        segmentation = cscl.segmentation_losses(s, source.labels, t, pseudo)
-        loss = cscl.critic_loss(s, t)
-        update(
-            "quantizer",
-            {"critic": loss},
-            segmentation["source"] + weights.target * segmentation["target"]
-            + weights.critic * loss,
-        )  # fmt: skip
+    def quantizer(pair: Pair) -> Losses:
+        """T_Q learns from L_seg through the gate (Eq. 7) and from L_cri (Eq. 5)."""
+        with constant(players.model):
+            s, t, _ = look(pair)
+        losses = players.segmentation_losses(s, pair.source.labels, t, pair.pseudo)
+        losses["critic"] = players.critic_loss(s, t)
+        return losses
 
-    # Update E and C by L_seg (Eq. 7), L_adv (Eq. 1) and L_div (Eq. 13).
-    s = cscl.look(source.images, source=True, track=True)
-    t = cscl.look(target.images, source=False, track=True)
-    labels = nearest_labels(source.labels, image_size(s.features.deep))
-    new = cscl.segmentation_losses(s, source.labels, t, pseudo)
-    objective = new["source"] + weights.target * new["target"]
-    if cscl.transfer:
-        new["adversarial"] = cscl.adversarial_loss(t)
-        objective = objective + weights.adversarial * new["adversarial"]
-        losses["transferability"] = mean_transferability(s, t)
-    if cscl.aligns:
-        new["divergence"] = cscl.divergence_loss(s, labels, t, pseudo)
-        objective = objective + weights.divergence * new["divergence"]
-    update("model", new, objective)
-    return losses
+    def model(pair: Pair) -> Losses:
+        """E and C learn from L_seg (Eq. 7), L_adv (Eq. 1) and L_div (Eq. 13)."""
+        s, t, labels = look(pair, track=True)
+        losses = players.segmentation_losses(s, pair.source.labels, t, pair.pseudo)
+        if players.transfer:
+            losses["adversarial"] = players.adversarial_loss(t)
+            losses["transferability"] = mean_transferability(s, t)
+        if players.aligns:
+            losses["divergence"] = players.divergence_loss(s, labels, t, pair.pseudo)
+        players.watch(s, labels, t, pair.pseudo)
+        return losses
+
+    if players.transfer:
+        update("discriminator", discriminator)
+        update("critic", critic)
+        update("quantizer", quantizer)
+    update("model", model)
 
 
 SCHEDULES = {"joint": joint_step, "alternating": alternating_step}
 
 
-def modules_of(cscl: Players) -> dict[str, nn.Module]:
+def modules_of(players: Players) -> dict[str, nn.Module]:
     """The four players by the names that `Optimizers.step` takes."""
     return {
-        "model": cscl.model,
-        "discriminator": cscl.discriminator,
-        "quantizer": cscl.quantizer,
-        "critic": cscl.critic,
+        "model": players.model,
+        "discriminator": players.discriminator,
+        "quantizer": players.quantizer,
+        "critic": players.critic,
     }

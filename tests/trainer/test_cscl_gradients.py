@@ -35,14 +35,12 @@ def batch(classes: int, size: tuple[int, int], seed: int) -> Batch:
     return Batch(images, images, labels, ["noise"])
 
 
-def pseudo_labels(
-    cscl: Players, target: Batch, grid: tuple[int, int] | None = None
-) -> PseudoLabels:
+def pseudo_labels(cscl: Players, target: Batch) -> PseudoLabels:
     config = AdaptationConfig(labels="live", thresholds="online", gamma=cscl.config.gamma)
     average = WeightAverage(nn.Linear(1, 1), 0.9)  # not used by live labels
     labeller = Labeller(cscl.model, average, config, cscl.model.num_classes)  # type: ignore[arg-type]
     labeller.begin_epoch(0, [target.clean])
-    return labeller.label(target.clean, grid)
+    return labeller.label(target.clean)
 
 
 def players(cscl: Players) -> dict[str, nn.Module]:
@@ -133,7 +131,7 @@ def test_fcn8s_takes_the_joint_objective_on_its_coarser_features(monkeypatch) ->
     nn.init.normal_(cscl.critic.value.weight, std=0.1)
     source, target = batch(5, (96, 128), 1), batch(5, (96, 128), 2)
     grid = (3, 4)  # F at 1/32; the logits are at 1/8
-    pseudo = pseudo_labels(cscl, target, grid)
+    pseudo = pseudo_labels(cscl, target)
     assert pseudo.logits.shape[-2:] == (12, 16)
     assert pseudo.soft.shape == (1, 5, *grid) and pseudo.hard.shape == (1, *grid)
     losses = cscl.losses(source, target, pseudo, track=True)

@@ -1,0 +1,363 @@
+"""CSCL and the source-only training before it, as objects for any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cscl_fast import ops
+from cscl_fast.config import Config
+from cscl_fast.models import SegmentationModel, WeightAverage
+from cscl_fast.trainer.batches import Labelled, as_parts, channels_last
+from cscl_fast.trainer.kept import KeptShares
+from cscl_fast.trainer.labelling import Labeller
+from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
+from cscl_fast.trainer.players import Batch, Pair, Players
+from cscl_fast.trainer.precision import Precision
+from cscl_fast.trainer.schedules import SCHEDULES, modules_of
+from cscl_fast.trainer.stopwatch import Stopwatch
+from cscl_fast.trainer.update import DivergedError, Losses, Remembered, Update, shares_of
+
+Source = Batch | tuple[Tensor, Tensor]  # a batch, or (images, labels)
+Target = Batch | Tensor  # a batch, or images
+
+__all__ = ["CSCL", "DivergedError", "SourceOnly"]
+
+
+class CSCL:
+    """Critical semantic-consistent learning of one network, a step at a time.
+
+        model = build_model("deeplabv2-resnet101", num_classes=19)  # or an EncoderWithHead
+        cscl = CSCL(model.to("cuda"), Config(precision="bfloat16"))
+        for epoch in range(4):
+            cscl.begin_epoch(images for images in target_images)  # all of them: Algorithm 1
+            for source_images, source_labels, target_images in loader:
+                losses = cscl.step((source_images, source_labels), target_images)
+
+    The model is trained in place; `cscl.average.module` is the exponential average of its weights.
+    Images are normalised as the model wants them, [B, 3, H, W] float32; labels [B, H, W] int64,
+    255 where there is none. With a `Batch` the label network sees images of the same geometry
+    without photometric augmentation (`clean`); plain tensors it sees as they are.
+
+    Of `config` count the sections `adaptation` and `optimizer`, and `without`, `precision`,
+    `compile`, `accumulate`, `tensorboard` and `model.activation_checkpointing`; device and weights
+    are the model's. The learning rates decay to 0 over `adaptation.epochs * adaptation.steps`.
+
+    With `accumulate` above 1 a step takes lists of so many micro-batches. Their gradients and
+    losses are those of one batch with all the images, each mean being over the pixels of all of
+    them, except that batch normalisation normalises each micro-batch by itself (unless
+    `adaptation.bn` is frozen) and that L_div is the mean of the micro-batches' divergences.
+
+    A step that comes to nothing, because it is skipped (float16) or because `DivergedError` or
+    anything else was raised before the model's update, leaves no trace but in its count: weights,
+    optimizers, running statistics, running centroids, averaged weights and the histograms of
+    online thresholds are as before. In the alternating schedule the players before the model keep
+    what they learned; each of them is skipped by itself.
+
+    Args:
+        model: E and C; on its device already, its weights loaded, frozen what is to stay frozen.
+        config: None: the paper's settings, `Config()`.
+        stopwatch: counts the parts "labels", "losses", "backward", "optimizer", "thresholds".
+        processes: of a run in several processes.
+
+    Raises:
+        ConfigError: a value of `config` cannot be; the message names the key.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        config: Config | None = None,
+        *,
+        stopwatch: Stopwatch | None = None,
+        processes: Any = None,
+    ) -> None:
+        self.config = config = checked(config)
+        self.device = next(model.parameters()).device
+        self.stopwatch = stopwatch or Stopwatch()
+        self.processes = processes
+        self.precision = Precision(config.precision, self.device)
+        model.to(memory_format=torch.channels_last)
+        self.players = Players(model, config.adaptation, config.without).to(self.device).train()
+        self.players.watches_centroids = config.tensorboard
+        self.average = WeightAverage(model, config.adaptation.ema_decay)
+        self.labeller = Labeller(
+            model,
+            self.average,
+            config.adaptation,
+            model.num_classes,
+            selects=self.players.selects,
+            autocast=self.precision.autocast,
+        )
+        self.optimizers = self._make_optimizers()
+        self.schedule = SCHEDULES[config.adaptation.schedule]
+        self.steps_done = 0
+        self.epochs_begun = 0
+        self._before = Remembered(self.players)
+        self._kept = KeptShares(model.num_classes, self.device)
+
+    def _make_optimizers(self) -> Optimizers:
+        config = self.config.adaptation
+        rates = {
+            "discriminator": config.discriminator_rate,
+            "quantizer": config.transfer_rate,
+            "critic": config.transfer_rate,
+        }
+        kind = self.config.optimizer.implementation
+        modules = modules_of(self.players)
+        players = {
+            "model": model_optimizer(
+                self.players.model, self.config.optimizer, config.learning_rate
+            )
+        }
+        if self.players.transfer:
+            players |= {n: player_optimizer(modules[n], rate, kind) for n, rate in rates.items()}
+        return optimizers(players, self.config, config.epochs * config.steps)
+
+    @property
+    def model(self) -> SegmentationModel:
+        """The network that is trained."""
+        return self.players.model
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps skipped so far because of float16 values that were not finite."""
+        return self.precision.skipped
+
+    def begin_epoch(self, target_images: Iterable[Tensor], epoch: int | None = None) -> Tensor:
+        """Algorithm 1: thresholds δ [K] from the label network's view of the target images.
+
+        A snapshot of the model becomes the label network, if that is how labels are given.
+
+        Args:
+            target_images: batches [B, 3, H, W], best of the whole target set, not augmented.
+            epoch: S_A grows with it; None: the number of calls before this one.
+        """
+        epoch = self.epochs_begun if epoch is None else epoch
+        with self.stopwatch("thresholds"):
+            images = (channels_last(batch, self.device) for batch in target_images)
+            thresholds = self.labeller.begin_epoch(epoch, images)
+        self.epochs_begun = epoch + 1
+        return thresholds
+
+    def step(
+        self, source: Source | Sequence[Source], target: Target | Sequence[Target]
+    ) -> dict[str, float]:
+        """One step of the chosen schedule on a source and a target batch.
+
+        Returns:
+            The losses, unweighted, and `total`, their weighted sum (Eq. 14); `kept`, the share of
+            the target's locations with a pseudo-label; `reward` and `transferability`, means of R
+            and P; `learning_rate` of the encoder; `skipped`, the optimizer steps skipped so far.
+
+        Raises:
+            DivergedError: a loss is not finite; nothing was updated with it.
+            ValueError: the wrong number of micro-batches, or `begin_epoch` was never called.
+            TypeError: source or target is neither a `Batch` nor tensors.
+        """
+        if self.epochs_begun == 0:
+            raise ValueError("call begin_epoch(target_images) first: there are no thresholds yet")
+        count = self.config.accumulate
+        sources = as_parts(source, "source", count, self.device)
+        targets = as_parts(target, "target", count, self.device)
+        self.optimizers.set_progress(self.steps_done)
+        if not self.model.training:
+            self.model.train()
+        self._before.save()
+        # Pseudo-labels by Eq. 10, from the label network.
+        with self.stopwatch("labels"):
+            pseudo = self.labeller.label_parts([batch.clean for batch in targets])
+            pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
+            self._share(pairs)
+        update = Update(
+            pairs, self.players.objective, self.optimizers, self.precision, self.stopwatch
+        )
+        try:
+            # Eq. 1–7 and 11–14: D, T_C, T_Q, and E with C.
+            self.schedule(self.players, update)
+        except BaseException:
+            self._undo(pairs)
+            raise
+        self.steps_done += 1
+        with self.stopwatch("optimizer"):
+            if "model" in update.updated:
+                self.average.update(self.model)
+                for pair in pairs:
+                    self._kept.add(pair.pseudo.hard)
+            else:
+                self._undo(pairs)
+        return self._report(update, pairs)
+
+    def _share(self, pairs: Sequence[Pair]) -> None:
+        """Give every pair its share of each mean of the step, if there are several pairs."""
+        if len(pairs) == 1:
+            return
+        counts = [self.players.counts(p.source, p.target, p.pseudo) for p in pairs]
+        for pair, shares in zip(pairs, shares_of(counts), strict=True):
+            pair.shares = shares
+
+    def _undo(self, pairs: Sequence[Pair]) -> None:
+        """Take back what the forwards of a step moved."""
+        self._before.restore()
+        self.labeller.forget([pair.pseudo for pair in pairs])
+
+    def _report(self, update: Update[Pair], pairs: Sequence[Pair]) -> dict[str, float]:
+        kept = sum(float(p.pseudo.kept) * p.pseudo.hard.numel() for p in pairs)
+        values = dict(update.values)
+        values["kept"] = kept / sum(p.pseudo.hard.numel() for p in pairs)
+        values["total"] = sum(w * values[k] for k, w in self.players.terms.items() if k in values)
+        values["learning_rate"] = self.optimizers.players["model"].param_groups[0]["lr"]
+        values["skipped"] = float(self.skipped)
+        return values
+
+    # -------------------------------------------------------------------------- for those who watch
+
+    def kept_by_class(self) -> Tensor:
+        """[K] float64: the share of the target's locations labelled k, since the last call.
+
+        The shares add up to the mean of `kept` over those steps; 0 where there was none.
+        """
+        return self._kept.take()
+
+    def centroid_distances(self) -> Tensor:
+        """[K, K] float32, nats: how far class i of the source (rows) is from class j of the target.
+
+        The divergence of L_div (Eq. 13) between the class centroids of the last step; nan where
+        it had no such class. Steps keep their centroids if `config.tensorboard` is set or
+        `cscl.players.watches_centroids` is made True; else everything is nan.
+        """
+        return self.players.centroid_distances()
+
+    # ------------------------------------------------------------------------------------ its state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on but its batches and random generators."""
+        return {
+            "players": self.players.state_dict(),  # with the model
+            "average": self.average.state_dict(),
+            "labeller": self.labeller.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "precision": self.precision.state_dict(),
+            "steps_done": self.steps_done,
+            "epochs_begun": self.epochs_begun,
+            "kept": self._kept.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.players.load_state_dict(state["players"])
+        self.average.load_state_dict(state["average"])
+        self.labeller.load_state_dict(state["labeller"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.precision.load_state_dict(state["precision"])
+        self.steps_done = state["steps_done"]
+        self.epochs_begun = state["epochs_begun"]
+        self._kept.load_state_dict(state["kept"])
+
+
+class SourceOnly:
+    """Source-only training, the warm-up before CSCL: cross-entropy at image size.
+
+        warmup = SourceOnly(model, config)
+        for images, labels in loader:
+            losses = warmup.step((images, labels))
+
+    Of `config` count the sections `warmup` and `optimizer`, and what else `CSCL` looks at. What
+    is said there of micro-batches, skipped steps and `DivergedError` holds here, too.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        config: Config | None = None,
+        *,
+        stopwatch: Stopwatch | None = None,
+        processes: Any = None,
+    ) -> None:
+        self.config = config = checked(config)
+        self.device = next(model.parameters()).device
+        self.stopwatch = stopwatch or Stopwatch()
+        self.processes = processes
+        self.precision = Precision(config.precision, self.device)
+        self.model = model.to(memory_format=torch.channels_last).train()
+        rate = config.warmup.learning_rate
+        players = {"model": model_optimizer(model, config.optimizer, rate)}
+        self.optimizers = optimizers(players, config, config.warmup.steps)
+        self.steps_done = 0
+        self._before = Remembered(model)
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps skipped so far because of float16 values that were not finite."""
+        return self.precision.skipped
+
+    def step(self, source: Source | Sequence[Source]) -> dict[str, float]:
+        """One step on labelled images: `source` (the loss), `total`, `learning_rate`, `skipped`.
+
+        Raises:
+            DivergedError: the loss is not finite; nothing was updated.
+            ValueError: the wrong number of micro-batches.
+            TypeError: source is neither a `Batch` nor two tensors.
+        """
+        batches = as_parts(source, "source", self.config.accumulate, self.device)
+        self.optimizers.set_progress(self.steps_done)
+        if not self.model.training:
+            self.model.train()
+        self._before.save()
+        parts = [Labelled(batch) for batch in batches]
+        if len(parts) > 1:
+            counts = [{"source": (part.batch.labels != 255).sum()} for part in parts]
+            for part, shares in zip(parts, shares_of(counts), strict=True):
+                part.shares = shares
+        update = Update(parts, _cross_entropy, self.optimizers, self.precision, self.stopwatch)
+        try:
+            update("model", self._losses)
+        except BaseException:
+            self._before.restore()
+            raise
+        self.steps_done += 1
+        if not update.updated:
+            self._before.restore()
+        values = dict(update.values)
+        values["total"] = values["source"]
+        values["learning_rate"] = self.optimizers.players["model"].param_groups[0]["lr"]
+        values["skipped"] = float(self.skipped)
+        return values
+
+    def _losses(self, part: Labelled) -> Losses:
+        logits = self.model(part.batch.images)
+        return {"source": ops.upsampled_cross_entropy(logits, part.batch.labels)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on but its batches and random generators."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "precision": self.precision.state_dict(),
+            "steps_done": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.precision.load_state_dict(state["precision"])
+        self.steps_done = state["steps_done"]
+
+
+def _cross_entropy(losses: Losses, shares: Losses | None) -> Tensor:
+    return losses["source"] if shares is None else losses["source"] * shares["source"]
+
+
+def checked(config: Config | None) -> Config:
+    """The configuration, with values that can be; those of data sets and weights are not used."""
+    config = config or Config()
+    replace(config, model=replace(config.model, init="loaded by the caller")).validate()
+    return config
+
+
+def optimizers(players: dict[str, torch.optim.Optimizer], config: Config, steps: int) -> Optimizers:
+    settings = config.optimizer
+    return Optimizers(players, steps=steps, power=settings.power, clip_norm=settings.clip_norm)

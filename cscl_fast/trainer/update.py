@@ -1,0 +1,183 @@
+"""An update: forwards, losses, backward passes, and the step of one player or of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cscl_fast.trainer.optimizers import Optimizers
+from cscl_fast.trainer.precision import Precision
+from cscl_fast.trainer.stopwatch import Stopwatch
+
+Losses = dict[str, Tensor]  # scalars, float32
+Shares = dict[str, Tensor]  # scalars, float32: what part of the whole step's mean this is
+
+SKIPPED_IN_A_ROW = 50  # a scale that starts at 2^16 is below 1 after 17
+
+
+class DivergedError(RuntimeError):
+    """A loss is not finite.
+
+    Attributes:
+        term: the name of the loss, as in metrics.csv.
+        value: what it is: nan or an infinity.
+        updated: the players that this step had updated before, from losses that were finite;
+            empty with the joint schedule. Nothing else was updated.
+        paths: files of the batch, if it has any.
+    """
+
+    def __init__(
+        self, term: str, value: float, updated: Sequence[str] = (), paths: Sequence[str] = ()
+    ) -> None:
+        self.term, self.value = term, value
+        self.updated, self.paths = tuple(updated), tuple(paths)
+        before = f"; before it this step had updated {', '.join(updated)}" if updated else ""
+        super().__init__(f"the loss '{term}' is {value}; it updated no weight{before}")
+
+
+class Part(Protocol):
+    """What one forward takes of a step: all of it, or one of its `accumulate` micro-batches."""
+
+    @property
+    def shares(self) -> Shares | None: ...  # None: it is the whole step
+    @property
+    def paths(self) -> list[str]: ...
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+@dataclass
+class Reading:
+    """Losses on their way to the host, which has them while the backward pass still runs."""
+
+    names: list[str]
+    numbers: Tensor  # [losses] float32, on the host
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, losses: Losses) -> Reading:
+        stacked = torch.stack([loss.detach().float() for loss in losses.values()])
+        numbers = stacked.to("cpu", non_blocking=True)
+        arrived = None
+        if stacked.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return cls(list(losses), numbers, arrived)
+
+    def values(self) -> dict[str, float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.numbers.tolist(), strict=True))
+
+
+class Update(Generic[AnyPart]):
+    """The updates of one training step, made one after the other by its schedule.
+
+    Called with a player and what its losses are, it takes them for each part of the step, adds up
+    the gradients of the objective and steps the player's optimizer. Gradients of a part count by
+    its shares, so that they are those of all parts in one batch (`Players.counts`).
+
+    Args:
+        parts: what the step consists of.
+        objective: the scalar that losses, counted by shares, are learned from.
+
+    Raises (when called):
+        DivergedError: a loss is not finite, before anything is updated with it. With float16 this
+            skips the update instead, unless it has skipped `SKIPPED_IN_A_ROW` of them.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[AnyPart],
+        objective: Callable[[Losses, Shares | None], Tensor],
+        optimizers: Optimizers,
+        precision: Precision,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.parts = parts
+        self.objective = objective
+        self.optimizers = optimizers
+        self.precision = precision
+        self.stopwatch = stopwatch
+        self.values: dict[str, float] = {}  # every loss so far, over the whole step
+        self.updated: list[str] = []  # players
+
+    def __call__(self, player: str | None, losses_of: Callable[[AnyPart], Losses]) -> None:
+        """Update `player`, or with None all of them, by the losses of each part."""
+        self.optimizers.zero_grad()
+        readings = []
+        for part in self.parts:
+            with self.stopwatch("losses"):
+                with self.precision.autocast():
+                    losses = losses_of(part)
+                objective = self.objective(losses, part.shares)
+                readings.append(Reading.of(losses))
+            with self.stopwatch("backward"):
+                self.precision.backward(objective)
+            del losses, objective  # the graph of one part at a time
+        with self.stopwatch("optimizer"):
+            if self._all_finite(readings):
+                taken = self.precision.step(self.optimizers, player)
+            else:
+                self.precision.skip()
+                taken = False
+            if taken:
+                self.updated += self.optimizers.players if player is None else [player]
+            elif self.precision.in_a_row >= SKIPPED_IN_A_ROW:
+                raise DivergedError("gradient", math.nan, self.updated, self._paths())
+
+    def _all_finite(self, readings: list[Reading]) -> bool:
+        """Whether the update may go on; False, with float16 only: a loss is not finite."""
+        whole: dict[str, float] = {}
+        finite = True
+        for part, reading in zip(self.parts, readings, strict=True):
+            for term, value in reading.values().items():
+                share = 1.0 if part.shares is None else float(part.shares[term])
+                whole[term] = whole.get(term, 0.0) + share * value
+                if not math.isfinite(value):
+                    finite = False
+                    if not self.precision.scales:
+                        self.optimizers.zero_grad()
+                        raise DivergedError(term, value, self.updated, part.paths)
+        self.values |= whole
+        return finite
+
+    def _paths(self) -> list[str]:
+        return [path for part in self.parts for path in part.paths]
+
+
+def shares_of(counts: Sequence[dict[str, Tensor]]) -> list[Shares]:
+    """Each part's share of every mean, from what the part counts: n_i / Σ n; 0 where Σ n is 0."""
+    totals = {name: torch.stack([count[name] for count in counts]).sum() for name in counts[0]}
+    return [
+        {name: n.float() / totals[name].clamp(min=1) for name, n in count.items()}
+        for count in counts
+    ]
+
+
+class Remembered:
+    """The buffers of networks as they were, for a step that comes to nothing.
+
+    A forward moves the running statistics of batch normalisations and running centroids before
+    anybody knows whether its losses and gradients are finite.
+    """
+
+    def __init__(self, networks: nn.Module) -> None:
+        self.buffers = list(networks.buffers())
+        self.copies = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        if self.buffers:
+            torch._foreach_copy_(self.copies, self.buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.copies)

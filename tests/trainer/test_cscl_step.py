@@ -1,0 +1,350 @@
+"""`CSCL` and `SourceOnly`: one step from anybody's own loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from trainer_worlds import TinyModel, same
+
+from cscl_fast import CSCL, Config, SourceOnly
+from cscl_fast.config import AdaptationConfig, ConfigError, OptimizerConfig, WarmupConfig
+from cscl_fast.trainer.journal import COLUMNS
+from cscl_fast.trainer.players import Batch
+from cscl_fast.trainer.stopwatch import Stopwatch
+from cscl_fast.trainer.update import DivergedError
+
+K = 3
+SIZE = (48, 64)
+SCHEDULES = ("joint", "alternating")
+
+
+def config(**changes: Any) -> Config:
+    """Two epochs of four steps; keys of `Config` and of its section `adaptation`."""
+    own = {key: changes.pop(key) for key in list(changes) if key in Config.__dataclass_fields__}
+    adaptation = {"epochs": 2, "steps": 4, "learning_rate": 1e-3, **changes}
+    return Config(
+        **{"optimizer": OptimizerConfig(name="adam"), "warmup": WarmupConfig(steps=8), **own},
+        adaptation=AdaptationConfig(**adaptation),
+    )
+
+
+def tiny(seed: int = 0) -> TinyModel:
+    torch.manual_seed(seed)
+    model = TinyModel("tiny", K)
+    with torch.no_grad():
+        model.classifier.weight.mul_(8)  # so that it predicts every class somewhere
+    return model
+
+
+def images(seed: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(seed: int, count: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(100 + seed)
+    blocks = torch.randint(0, K, (count, 1, 6, 8), generator=generator)
+    found = nn.functional.interpolate(blocks.float(), size=SIZE)[:, 0].long()
+    found[:, : 4 + seed] = 255
+    return found
+
+
+def source(seed: int, count: int = 2) -> tuple[Tensor, Tensor]:
+    return images(seed, count), labels(seed, count)
+
+
+def begun(model: TinyModel | None = None, **changes: Any) -> CSCL:
+    """Ready for its first step."""
+    cscl = CSCL(model or tiny(), config(**changes))
+    nn.init.normal_(cscl.players.critic.value.weight, std=0.1)  # every loss at work at once
+    cscl.begin_epoch([images(50), images(51)])
+    return cscl
+
+
+def trace(trainer: CSCL | SourceOnly) -> dict[str, Any]:
+    """What a step leaves behind; the learning rate is set at the beginning of the next anyway."""
+    state = copy.deepcopy(trainer.state_dict())
+    for optimizer in state["optimizers"].values():
+        for group in optimizer["param_groups"]:
+            del group["lr"]
+    return state
+
+
+# --------------------------------------------------------------------------------------- own loops
+
+
+def test_a_step_returns_the_columns_of_metrics_csv() -> None:
+    cscl = begun()
+    losses = cscl.step(source(1), images(2))
+    run_only = {"phase", "epoch", "step", "seconds", "speed"}
+    assert set(losses) == (set(COLUMNS) - run_only) | {"skipped"}
+    assert all(isinstance(value, float) and math.isfinite(value) for value in losses.values())
+    assert 0 < losses["kept"] <= 1 and losses["learning_rate"] == pytest.approx(1e-3)
+    terms = cscl.players.terms
+    assert losses["total"] == pytest.approx(sum(w * losses[name] for name, w in terms.items()))
+
+
+def test_defaults_are_the_papers() -> None:
+    cscl = CSCL(tiny())
+    weights = cscl.players.config.weights
+    assert (weights.critic, weights.adversarial, weights.divergence) == (0.3, 0.001, 10.0)
+    assert cscl.config.adaptation.gamma == 0.25 and cscl.schedule.__name__ == "joint_step"
+    cscl.begin_epoch([images(1)])
+    assert cscl.step(source(1), images(2))["learning_rate"] == 2.5e-4
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_steps_learn_and_the_average_follows(schedule: str) -> None:
+    cscl = begun(schedule=schedule, ema_decay=0.5)
+    before = copy.deepcopy(cscl.players)
+    average = copy.deepcopy(cscl.average.module)
+    cscl.step(source(1), images(2))
+    for name, parameter in cscl.players.named_parameters():
+        assert not torch.equal(parameter, before.get_parameter(name)), name
+    for name, parameter in cscl.average.module.named_parameters():
+        expected = (average.get_parameter(name) + cscl.model.get_parameter(name)) / 2
+        torch.testing.assert_close(parameter, expected)
+    assert cscl.steps_done == 1
+
+
+def test_batches_and_plain_tensors_are_one() -> None:
+    found = []
+    for whole in (True, False):
+        cscl = begun()
+        torch.manual_seed(1)
+        s, t = source(1), images(2)
+        given = (
+            (Batch(s[0], s[0], s[1]), Batch(t, t, torch.full((2, *SIZE), 255))) if whole else (s, t)
+        )
+        cscl.step(*given)
+        found.append(cscl.state_dict())
+    assert same(*found)
+
+
+def test_the_label_network_sees_the_clean_images() -> None:
+    seen = []
+    cscl = begun()
+    original = cscl.labeller.label_parts
+    cscl.labeller.label_parts = lambda parts: seen.append(parts) or original(parts)  # type: ignore
+    clean = images(3)
+    cscl.step(source(1), Batch(images(2), clean, torch.full((2, *SIZE), 255)))
+    assert torch.equal(seen[0][0], clean)
+
+
+def test_learning_rates_decay_over_the_configured_steps() -> None:
+    cscl = begun()
+    rates = [cscl.step(source(1), images(2))["learning_rate"] for _ in range(9)]
+    assert rates == pytest.approx([1e-3 * max(0, 1 - step / 8) ** 0.9 for step in range(9)])
+
+
+def test_a_model_in_evaluation_mode_is_trained_all_the_same() -> None:
+    cscl = begun()
+    cscl.model.eval()
+    cscl.step(source(1), images(2))
+    assert cscl.model.training
+
+
+@pytest.mark.parametrize(
+    ("source_given", "target_given", "error", "expected"),
+    [
+        (images(1), images(2), TypeError, "source is a Tensor; it needs to be a Batch or (images,"),
+        (source(1), "images", TypeError, "target is a str; it needs to be a Batch or images"),
+        (source(1), images(2)[0], ValueError, "target's images are torch.float32 [3, 48, 64]"),
+        ((images(1), labels(1)[:1]), images(2), ValueError, "int64 [2, 48, 64]"),
+        ((images(1), labels(1).int()), images(2), ValueError, "torch.int32 [2, 48, 64]"),
+        ([source(1), source(2)], images(2), ValueError, "source is 2 micro-batches; accumulate is"),
+    ],
+)
+def test_what_a_step_refuses(source_given, target_given, error, expected: str) -> None:
+    cscl = begun()
+    with pytest.raises(error) as failure:
+        cscl.step(source_given, target_given)
+    assert expected in str(failure.value)
+
+
+def test_thresholds_come_first() -> None:
+    with pytest.raises(ValueError, match=r"call begin_epoch\(target_images\) first"):
+        CSCL(tiny()).step(source(1), images(2))
+
+
+def test_values_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"adaptation\.gamma is 0"):
+        CSCL(tiny(), config(gamma=0.0))
+    from_scratch = config()
+    from_scratch.model.init, from_scratch.warmup.steps = "none", 0
+    CSCL(tiny(), from_scratch)  # the weights are the caller's business
+
+
+def test_the_stopwatch_counts_the_parts_of_a_step() -> None:
+    watch = Stopwatch()
+    cscl = CSCL(tiny(), config(), stopwatch=watch)
+    cscl.begin_epoch([images(1)])
+    assert watch.seconds.keys() == {"thresholds"}
+    cscl.step(source(1), images(2))
+    parts = {"thresholds", "labels", "losses", "backward", "optimizer"}
+    assert watch.seconds.keys() == parts and min(watch.seconds.values()) > 0
+
+
+# ------------------------------------------------------------------------------------ encoder work
+
+
+class Counting:
+    """Counts the calls of a module's forward, with and without gradients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.trained = self.untrained = 0
+        module.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            self.trained += len(args[0])
+        else:
+            self.untrained += len(args[0])
+
+
+def test_the_joint_schedule_encodes_each_image_once() -> None:
+    cscl = begun()
+    count = Counting(cscl.model.encoder)
+    labelling = Counting(cscl.labeller.network.encoder)
+    cscl.step(source(1), images(2))
+    assert (count.trained, count.untrained) == (4, 0)  # two source and two target images
+    assert (labelling.trained, labelling.untrained) == (0, 2)
+
+
+def test_the_alternating_schedule_has_gradients_of_the_encoder_only_where_it_learns() -> None:
+    cscl = begun(schedule="alternating")
+    count = Counting(cscl.model.encoder)
+    cscl.step(source(1), images(2))
+    assert (count.trained, count.untrained) == (4, 12)  # E and C; before them D, T_C, T_Q
+
+
+# ------------------------------------------------------------------------------------------- state
+
+
+KINDS = {
+    "joint": {},
+    "all that has a state": {
+        "schedule": "alternating",
+        "labels": "ema",
+        "thresholds": "online",
+        "online_window": 2,
+        "centroid_momentum": 0.5,
+        "precision": "float16",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_state_goes_on_bit_for_bit(kind: str) -> None:
+    def steps(cscl: CSCL, numbers: range) -> list[dict[str, float]]:
+        found = []
+        for number in numbers:
+            if number == 3:
+                cscl.begin_epoch([images(52)])
+            torch.manual_seed(number)  # dropout
+            found.append(cscl.step(source(number), images(10 + number)))
+        return found
+
+    whole = begun(**KINDS[kind])
+    first = steps(whole, range(2))
+    state = copy.deepcopy(whole.state_dict())
+    rest = steps(whole, range(2, 6))
+    other = CSCL(tiny(5), config(**KINDS[kind]))
+    other.load_state_dict(state)
+    assert steps(other, range(2, 6)) == rest
+    assert first != rest
+    assert same(whole.state_dict(), other.state_dict())
+    assert torch.equal(whole.kept_by_class(), other.kept_by_class())
+
+
+# ----------------------------------------------------------------------------- losses not finite
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_diverged_step_leaves_no_trace(schedule: str, precision: str) -> None:
+    cscl = begun(schedule=schedule, precision=precision, thresholds="online", centroid_momentum=0.5)
+    cscl.step(source(1), images(2))
+    before = trace(cscl)
+    bad, good = images(3), images(4)
+    bad[0, 0, 0, 0] = math.inf
+    with pytest.raises(DivergedError) as failure:
+        cscl.step((bad, labels(3)), good)
+    assert failure.value.updated == () and "it updated no weight" in str(failure.value)
+    assert not math.isfinite(failure.value.value)
+    assert same(trace(cscl), before)
+
+
+def test_what_was_updated_before_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    cscl = begun(schedule="alternating")
+    original = cscl.players.divergence_loss
+    monkeypatch.setattr(
+        cscl.players, "divergence_loss", lambda *views: original(*views) * math.nan, raising=True
+    )
+    model, buffers = copy.deepcopy(cscl.model), dict(cscl.model.named_buffers())
+    buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+    with pytest.raises(DivergedError) as failure:
+        cscl.step(source(1), images(2))
+    assert failure.value.term == "divergence" and math.isnan(failure.value.value)
+    assert failure.value.updated == ("discriminator", "critic", "quantizer")
+    assert "had updated discriminator, critic, quantizer" in str(failure.value)
+    assert same(dict(cscl.model.state_dict()), dict(model.state_dict()))
+
+
+# -------------------------------------------------------------------------------- what others watch
+
+
+def test_kept_by_class_adds_up_to_kept_and_starts_again() -> None:
+    cscl = begun()
+    kept = [cscl.step(source(seed), images(10 + seed))["kept"] for seed in range(3)]
+    shares = cscl.kept_by_class()
+    assert shares.shape == (K,) and float(shares.sum()) == pytest.approx(sum(kept) / 3)
+    assert (shares > 0).all()
+    assert cscl.kept_by_class().sum() == 0
+
+
+def test_centroid_distances_have_the_divergence_on_their_diagonal() -> None:
+    for normalise in ("softmax", "l1"):
+        cscl = begun(normalise=normalise)
+        assert cscl.centroid_distances().isnan().all()  # not asked for
+        cscl.players.watches_centroids = True
+        divergence = cscl.step(source(1), images(2))["divergence"]
+        distances = cscl.centroid_distances()
+        assert distances.shape == (K, K)
+        diagonal = distances.diagonal()
+        assert float(diagonal.nanmean()) == pytest.approx(divergence, rel=1e-5)
+
+
+# -------------------------------------------------------------------------------------- source only
+
+
+def test_source_only_learns_from_labelled_images() -> None:
+    warmup = SourceOnly(tiny(), config())
+    losses = warmup.step(source(1))
+    assert set(losses) == {"source", "total", "learning_rate", "skipped"}
+    assert losses["source"] == losses["total"] and losses["skipped"] == 0
+    first = losses["source"]
+    for _ in range(7):
+        last = warmup.step(source(1))["source"]
+    assert last < first
+    state = copy.deepcopy(warmup.state_dict())
+    other = SourceOnly(tiny(3), config())
+    other.load_state_dict(state)
+    for one in (warmup, other):
+        torch.manual_seed(0)
+        one.step(source(2))
+    assert same(warmup.state_dict(), other.state_dict())
+
+
+def test_source_only_takes_no_trace_of_a_bad_batch() -> None:
+    warmup = SourceOnly(tiny(), config())
+    before = trace(warmup)
+    bad = images(1)
+    bad[:] = math.nan
+    with pytest.raises(DivergedError, match="the loss 'source' is nan; it updated no weight"):
+        warmup.step((bad, labels(1)))
+    assert same(trace(warmup), before)

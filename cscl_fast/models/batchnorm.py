@@ -70,9 +70,8 @@ def reestimate_statistics(
         The number of batches read; 0 if `model` has no running statistics (none is read then).
 
     Raises:
-        ValueError: `batches` is empty.
-        Whatever reading a batch raises; the statistics are then as before, as they are for an
-        empty `batches`.
+        ValueError: `batches` is empty. Then, and when reading a batch raises, the statistics are as
+            before.
     """
     layers = [layer for layer in _batch_norms(model) if layer.running_mean is not None]
     if not layers:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from cscl_fast import ops
 from cscl_fast.data.visual import colorize
 from cscl_fast.trainer.labelling import evaluating, image_size, upsampled_argmax
+from cscl_fast.trainer.tiles import Tiles
 from cscl_fast.trainer.world import World
 
 TITLES = ("image", "truth", "source only", "CSCL", "kept pseudo-labels")
-CAPTION = 16  # pixels
+CAPTION, GAP = 16, 4  # pixels
 
 
 def draw_panels(
@@ -55,7 +56,9 @@ def draw_panels(
         pictures = [dataset.denormalise(sample["clean"])]
         pictures += [colorize(m.cpu(), world.classes) for m in maps]
         strip = _strip(pictures)
-        strip.save(folder / f"{sample['name'].replace('/', '_')}.png")
+        tiles = Tiles(TITLES, width=size[1], height=size[0], gap=GAP, top=CAPTION)
+        file = folder / f"{sample['name'].replace('/', '_')}.png"
+        strip.save(file, pnginfo=tiles.entry())
         strips.append(strip)
     _overview(strips).save(folder / "overview.png")
 
@@ -76,12 +79,11 @@ def _resized(label: Tensor, size: tuple[int, int]) -> Tensor:
 def _strip(pictures: list[Tensor]) -> Image.Image:
     """Pictures uint8 [3, H, W] beside each other, each under its title."""
     height, width = pictures[0].shape[-2:]
-    gap = 4
-    total = (len(pictures) * (width + gap) - gap, height + CAPTION)
+    total = (len(pictures) * (width + GAP) - GAP, height + CAPTION)
     strip = Image.new("RGB", total, "white")
     draw = ImageDraw.Draw(strip)
     for i, (title, picture) in enumerate(zip(TITLES, pictures, strict=True)):
-        left = i * (width + gap)
+        left = i * (width + GAP)
         draw.text((left + 2, 2), title, fill="black")
         strip.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (left, CAPTION))
     return strip
@@ -91,10 +93,10 @@ def _overview(strips: list[Image.Image]) -> Image.Image:
     """All strips under each other, the titles once."""
     first = strips[0]
     rows = [first, *(s.crop((0, CAPTION, s.width, s.height)) for s in strips[1:])]
-    size = (max(row.width for row in rows), sum(row.height + 4 for row in rows))
+    size = (max(row.width for row in rows), sum(row.height + GAP for row in rows))
     sheet = Image.new("RGB", size, "white")
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))
-        top += row.height + 4
+        top += row.height + GAP
     return sheet

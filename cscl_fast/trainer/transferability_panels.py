@@ -25,6 +25,7 @@ from cscl_fast.data import SegmentationDataset, open_dataset
 from cscl_fast.data.visual import colorize
 from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
 from cscl_fast.trainer.players import Players, at_grid, nearest_labels
+from cscl_fast.trainer.tiles import Tiles
 from cscl_fast.trainer.world import World
 
 # R = 0, 1, 2: three steps of viridis, told apart without seeing colours by their lightness.
@@ -67,7 +68,8 @@ def draw_transferability(
         dataset = _plain(world.source if domain == "source" else world.target)
         for judged in _judge(players, labeller, dataset, domain, world.device, count):
             file = folder / f"{domain}_{judged.name.replace('/', '_')}.png"
-            _picture(judged, domain, world).save(file)
+            picture, tiles = _picture(judged, domain, world)
+            picture.save(file, pnginfo=tiles.entry())
             files.append(file)
     return files
 
@@ -143,7 +145,7 @@ def _normalising_as_in_training(players: Players) -> Iterator[None]:
 # --------------------------------------------------------------------------------- the picture
 
 
-def _picture(judged: Judged, domain: str, world: World) -> Image.Image:
+def _picture(judged: Judged, domain: str, world: World) -> tuple[Image.Image, Tiles]:
     """Image, labels, P and R beside each other, each under its title and over its legend."""
     h, w = image_size(judged.image)
     width = min(max(w, WIDTHS[0]), WIDTHS[1])
@@ -156,26 +158,26 @@ def _picture(judged: Judged, domain: str, world: World) -> Image.Image:
         _hatched(_rewards(judged.reward), labelled, size),
     ]
     mean_reward = f"{float(judged.reward[labelled].mean()):.2f}" if labelled.any() else "none"
-    titles = [
+    titles = (
         f"{domain} image",
         "truth" if domain == "source" else "pseudo-labels",
         f"transferability P, mean {float(judged.transferability.mean()):.2f}",
         f"reward R, mean {mean_reward}",
-    ]
+    )
+    tiles = Tiles(titles, width=size[0], height=size[1], gap=GAP, top=CAPTION)
     nothing = "ignored" if domain == "source" else "rejected"
     sheet = Image.new("RGB", (4 * (width + GAP) - GAP, CAPTION + size[1] + LEGEND), (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     for i, (title, picture) in enumerate(zip(titles, maps, strict=True)):
-        left = i * (width + GAP)
-        draw.text((left + 1, 1), title, fill="black", font=font)
-        sheet.paste(picture, (left, CAPTION))
+        draw.text((tiles.left(i) + 1, 1), title, fill="black", font=font)
+        sheet.paste(picture, (tiles.left(i), CAPTION))
     below = CAPTION + size[1] + 5
-    _colour_bar(sheet, (2 * (width + GAP), below), width)
+    _colour_bar(sheet, (tiles.left(2), below), width)
     swatches = [(str(value), color) for value, color in enumerate(REWARD_COLORS)]
-    _swatches(sheet, (3 * (width + GAP), below), [*swatches, (nothing, None)])
-    _swatches(sheet, (width + GAP, below), [(nothing, None)])
-    return sheet
+    _swatches(sheet, (tiles.left(3), below), [*swatches, (nothing, None)])
+    _swatches(sheet, (tiles.left(1), below), [(nothing, None)])
+    return sheet, tiles
 
 
 def _image(pixels: Tensor) -> Image.Image:

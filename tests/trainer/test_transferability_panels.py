@@ -18,6 +18,7 @@ from cscl_fast.models import WeightAverage
 from cscl_fast.trainer import transferability_panels
 from cscl_fast.trainer.labelling import Labeller
 from cscl_fast.trainer.players import Players
+from cscl_fast.trainer.tiles import take_apart
 from cscl_fast.trainer.transferability_panels import (
     CAPTION,
     GAP,
@@ -82,6 +83,8 @@ def test_pictures_of_both_domains_that_disturb_nothing(
     torch.manual_seed(1)  # the second time draws the same pictures whatever was drawn since
     again = draw_transferability(tmp_path / "second", players, world, labeller, 3)
     assert [f.read_bytes() for f in again] == [f.read_bytes() for f in files]
+    titles = [title.split(",")[0] for title, _ in take_apart(files[3])]
+    assert titles == ["target image", "pseudo-labels", "transferability P", "reward R"]
     with Image.open(files[0]) as picture:
         assert picture.width == 4 * (256 + GAP) - GAP
         assert picture.height > 192 + CAPTION
@@ -123,7 +126,8 @@ def test_what_the_colours_say(worlds: Path) -> None:
         transferability=torch.tensor([[0.0, 0.0], [1.0, 1.0]]),
         reward=torch.tensor([[0.0, 1.0], [2.0, 0.0]]),
     )
-    picture = np.asarray(transferability_panels._picture(judged, "target", world))
+    sheet, _ = transferability_panels._picture(judged, "target", world)
+    picture = np.asarray(sheet)
     height = width = 256
     reward = picture[CAPTION : CAPTION + height, 3 * (width + GAP) :]
     assert tuple(reward[10, 10]) == REWARD_COLORS[0]

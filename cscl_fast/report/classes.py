@@ -1,0 +1,131 @@
+"""IoU by class: the columns of every kind, the paper's beside them; and the classes' colours."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cscl_fast import published
+from cscl_fast.data import CITYSCAPES_19
+from cscl_fast.report.comparison import (
+    ADAPTED,
+    AVERAGED,
+    SOURCE_ONLY,
+    TARGET_STATISTICS,
+    Comparison,
+    Spread,
+    spread,
+)
+from cscl_fast.scenes import SCENE_CLASS_COLORS, SCENE_CLASS_NAMES
+
+Color = tuple[int, int, int]
+
+
+@dataclass
+class Column:
+    """One column of the table: a score by class."""
+
+    title: str
+    values: dict[str, Spread] = field(default_factory=dict)  # mIoU, mIoU* and classes, percent
+    paper: bool = False
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """Source only with both statistics, then the last CSCL of every kind; gains are not here."""
+    source, main = comparison.source, comparison.main
+    keys = ["mIoU", "mIoU*", *comparison.classes]
+
+    def column(title: str, kind: Any, row: str) -> Column:
+        return Column(title, {key: kind.last(row, key) for key in keys})
+
+    found = [
+        column(SOURCE_ONLY, source, SOURCE_ONLY),
+        column(TARGET_STATISTICS, source, TARGET_STATISTICS),
+    ]
+    for kind in comparison.kinds:
+        if not kind.source_only:
+            found.append(column(kind.name, kind, ADAPTED))
+    found.append(column(f"{main.name}, averaged weights", main, AVERAGED))
+    return [c for c in found if any(value.n for value in c.values.values())]
+
+
+@dataclass
+class Paper:
+    """The paper's numbers for this preset, or why there are none."""
+
+    columns: list[Column] = field(default_factory=list)
+    remark: str = ""
+
+
+def paper(comparison: Comparison) -> Paper:
+    """The rows of the paper's table that belong to the rows of this report."""
+    run = comparison.shown
+    preset = str(run.config.get("preset", "demo"))
+    network = str(run.config.get("model.architecture", ""))
+    try:
+        table = published.described(preset, network)
+    except (KeyError, ValueError):
+        return Paper(remark=f"The paper has no table for the preset {preset}.")
+    if not table.comparable:
+        return Paper(
+            remark=f"No column of the paper: its tables are of other data or networks than preset "
+            f"{preset} with {network or 'an unknown network'}, so they are no comparison."
+        )
+    names = {SOURCE_ONLY, *(published_name(kind) for kind in comparison.kinds)}
+    found = []
+    for row in table.rows:
+        if row.name not in names:
+            continue
+        values = {name: spread([value]) for name, value in row.iou.items()}
+        values["mIoU"] = spread([row.miou])
+        if any(value.n for value in values.values()):
+            found.append(Column(f"{row.name}, paper", values, paper=True))
+    if not found:
+        return Paper(remark=f"No number of the paper could be read for {table.title}.")
+    steps = "" if run.finished else " This run is not finished."
+    return Paper(
+        found, f"Paper: {table.paper} {table.title}; other steps, batches and machines.{steps}"
+    )
+
+
+def published_name(kind: Any) -> str:
+    """The paper's name of a kind of run."""
+    if kind.source_only:
+        return published.SOURCE_ONLY
+    for name, without in published.WITHOUT.items():
+        if set(without) == set(kind.without):
+            return name
+    return ""
+
+
+def colors(comparison: Comparison) -> dict[str, Color]:
+    """Class → RGB: from the data set's classes.json if it is there, else by the usual names."""
+    known: dict[str, Color] = dict(zip(SCENE_CLASS_NAMES, SCENE_CLASS_COLORS, strict=True))
+    known |= dict(zip(CITYSCAPES_19.names, CITYSCAPES_19.colors, strict=True))
+    for section in ("evaluation", "source"):
+        root = comparison.shown.config.get(f"{section}.root")
+        if root is not None:
+            known |= _from_file(Path(str(root)) / "classes.json")
+    count = max(len(comparison.classes), 1)
+    generated = {
+        name: _color([255 * c for c in colorsys.hls_to_rgb(i / count, 0.5, 0.6)])
+        for i, name in enumerate(comparison.classes)
+    }
+    return {name: known.get(name, generated[name]) for name in comparison.classes}
+
+
+def _from_file(file: Path) -> dict[str, Color]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["classes"]
+        return {str(e["name"]): _color(e["color"]) for e in entries}
+    except (OSError, ValueError, KeyError, TypeError):  # the data need not be here any more
+        return {}
+
+
+def _color(values: Sequence[Any]) -> Color:
+    red, green, blue = (round(float(v)) for v in values)
+    return red, green, blue

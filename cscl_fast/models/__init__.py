@@ -8,6 +8,7 @@ from cscl_fast.models.batchnorm import (
     running_statistics,
 )
 from cscl_fast.models.build import ARCHITECTURES, build_model
+from cscl_fast.models.compiled import CompileError, compile_parts
 from cscl_fast.models.discriminator import Discriminator
 from cscl_fast.models.encoder_with_head import EncoderWithHead
 from cscl_fast.models.recompute import checkpoint_activations
@@ -17,6 +18,7 @@ from cscl_fast.models.weights import LoadReport, WeightsError, load_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "CompileError",
     "Discriminator",
     "EncoderWithHead",
     "Features",
@@ -28,6 +30,7 @@ __all__ = [
     "WeightsError",
     "build_model",
     "checkpoint_activations",
+    "compile_parts",
     "freeze_affine",
     "frozen_statistics",
     "load_weights",

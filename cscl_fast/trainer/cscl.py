@@ -18,6 +18,12 @@ from cscl_fast.trainer.labelling import Labeller
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
 from cscl_fast.trainer.players import Batch, Pair, Players
 from cscl_fast.trainer.precision import Precision
+from cscl_fast.trainer.processes import (
+    Processes,
+    Shared,
+    running_averages,
+    synchronise_batchnorm,
+)
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
 from cscl_fast.trainer.stopwatch import Stopwatch
 from cscl_fast.trainer.update import DivergedError, Losses, Remembered, Update, shares_of
@@ -62,7 +68,7 @@ class CSCL:
         model: E and C; on its device already, its weights loaded, frozen what is to stay frozen.
         config: None: the paper's settings, `Config()`.
         stopwatch: counts the parts "labels", "losses", "backward", "optimizer", "thresholds".
-        processes: of a run in several processes.
+        processes: of a run in several processes, each of which gives its own batches.
 
     Raises:
         ConfigError: a value of `config` cannot be; the message names the key.
@@ -74,15 +80,23 @@ class CSCL:
         config: Config | None = None,
         *,
         stopwatch: Stopwatch | None = None,
-        processes: Any = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config = config = checked(config)
         self.device = next(model.parameters()).device
         self.stopwatch = stopwatch or Stopwatch()
-        self.processes = processes
+        self.processes = processes or Processes.alone()
         self.precision = Precision(config.precision, self.device)
         model.to(memory_format=torch.channels_last)
-        self.players = Players(model, config.adaptation, config.without).to(self.device).train()
+        synchronise_batchnorm(model, config, self.processes)
+        self.players = Players(
+            model,
+            config.adaptation,
+            config.without,
+            self.processes,
+            of_all=config.global_centroids,
+        )
+        self.players.to(self.device).train()
         self.players.watches_centroids = config.tensorboard
         self.average = WeightAverage(model, config.adaptation.ema_decay)
         self.labeller = Labeller(
@@ -92,13 +106,16 @@ class CSCL:
             model.num_classes,
             selects=self.players.selects,
             autocast=self.precision.autocast,
+            processes=self.processes,
         )
         self.optimizers = self._make_optimizers()
         self.schedule = SCHEDULES[config.adaptation.schedule]
+        self.shared = self._make_shared()
+        self.statistics = running_averages(model)
         self.steps_done = 0
         self.epochs_begun = 0
         self._before = Remembered(self.players)
-        self._kept = KeptShares(model.num_classes, self.device)
+        self._kept = KeptShares(model.num_classes, self.device, self.processes)
 
     def _make_optimizers(self) -> Optimizers:
         config = self.config.adaptation
@@ -117,6 +134,14 @@ class CSCL:
         if self.players.transfer:
             players |= {n: player_optimizer(modules[n], rate, kind) for n, rate in rates.items()}
         return optimizers(players, self.config, config.epochs * config.steps)
+
+    def _make_shared(self) -> dict[str | None, Shared]:
+        """What adds up the gradients of each update: of all players, or of one."""
+        modules = modules_of(self.players)
+        learning = {name: modules[name] for name in self.optimizers.players}
+        if self.config.adaptation.schedule == "joint":
+            return {None: Shared(self.processes, *learning.values())}
+        return {name: Shared(self.processes, module) for name, module in learning.items()}
 
     @property
     def model(self) -> SegmentationModel:
@@ -174,30 +199,38 @@ class CSCL:
             pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
             self._share(pairs)
         update = Update(
-            pairs, self.players.objective, self.optimizers, self.precision, self.stopwatch
+            pairs,
+            self.players.objective,
+            self.optimizers,
+            self.precision,
+            self.stopwatch,
+            self.processes,
+            self.shared,
         )
         try:
             # Eq. 1–7 and 11–14: D, T_C, T_Q, and E with C.
             self.schedule(self.players, update)
-        except BaseException:
-            self._undo(pairs)
+        except BaseException as error:
+            if not self.processes.several or isinstance(error, DivergedError):  # as in all of them
+                self._undo(pairs)
             raise
         self.steps_done += 1
+        kept = self._kept.count([pair.pseudo.hard for pair in pairs])
         with self.stopwatch("optimizer"):
             if "model" in update.updated:
+                self.processes.average_(self.statistics)
                 self.average.update(self.model)
-                for pair in pairs:
-                    self._kept.add(pair.pseudo.hard)
+                self._kept.add(kept)
             else:
                 self._undo(pairs)
-        return self._report(update, pairs)
+        return self._report(update, kept)
 
     def _share(self, pairs: Sequence[Pair]) -> None:
-        """Give every pair its share of each mean of the step, if there are several pairs."""
-        if len(pairs) == 1:
+        """Give every pair its share of each mean of the step, if it is not all of it."""
+        if len(pairs) == 1 and not self.processes.several:
             return
         counts = [self.players.counts(p.source, p.target, p.pseudo) for p in pairs]
-        for pair, shares in zip(pairs, shares_of(counts), strict=True):
+        for pair, shares in zip(pairs, shares_of(counts, self.processes), strict=True):
             pair.shares = shares
 
     def _undo(self, pairs: Sequence[Pair]) -> None:
@@ -205,10 +238,10 @@ class CSCL:
         self._before.restore()
         self.labeller.forget([pair.pseudo for pair in pairs])
 
-    def _report(self, update: Update[Pair], pairs: Sequence[Pair]) -> dict[str, float]:
-        kept = sum(float(p.pseudo.kept) * p.pseudo.hard.numel() for p in pairs)
+    def _report(self, update: Update[Pair], kept: Tensor) -> dict[str, float]:
+        *by_class, locations = kept.tolist()
         values = dict(update.values)
-        values["kept"] = kept / sum(p.pseudo.hard.numel() for p in pairs)
+        values["kept"] = sum(by_class) / max(locations, 1)
         values["total"] = sum(w * values[k] for k, w in self.players.terms.items() if k in values)
         values["learning_rate"] = self.optimizers.players["model"].param_groups[0]["lr"]
         values["skipped"] = float(self.skipped)
@@ -275,17 +308,20 @@ class SourceOnly:
         config: Config | None = None,
         *,
         stopwatch: Stopwatch | None = None,
-        processes: Any = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config = config = checked(config)
         self.device = next(model.parameters()).device
         self.stopwatch = stopwatch or Stopwatch()
-        self.processes = processes
+        self.processes = processes or Processes.alone()
         self.precision = Precision(config.precision, self.device)
+        synchronise_batchnorm(model, config, self.processes)
         self.model = model.to(memory_format=torch.channels_last).train()
         rate = config.warmup.learning_rate
         players = {"model": model_optimizer(model, config.optimizer, rate)}
         self.optimizers = optimizers(players, config, config.warmup.steps)
+        self.shared: dict[str | None, Shared] = {"model": Shared(self.processes, model)}
+        self.statistics = running_averages(model)
         self.steps_done = 0
         self._before = Remembered(model)
 
@@ -308,18 +344,28 @@ class SourceOnly:
             self.model.train()
         self._before.save()
         parts = [Labelled(batch) for batch in batches]
-        if len(parts) > 1:
+        if len(parts) > 1 or self.processes.several:
             counts = [{"source": (part.batch.labels != 255).sum()} for part in parts]
-            for part, shares in zip(parts, shares_of(counts), strict=True):
+            for part, shares in zip(parts, shares_of(counts, self.processes), strict=True):
                 part.shares = shares
-        update = Update(parts, _cross_entropy, self.optimizers, self.precision, self.stopwatch)
+        update = Update(
+            parts,
+            _cross_entropy,
+            self.optimizers,
+            self.precision,
+            self.stopwatch,
+            self.processes,
+            self.shared,
+        )
         try:
             update("model", self._losses)
         except BaseException:
             self._before.restore()
             raise
         self.steps_done += 1
-        if not update.updated:
+        if update.updated:
+            self.processes.average_(self.statistics)
+        else:
             self._before.restore()
         values = dict(update.values)
         values["total"] = values["source"]

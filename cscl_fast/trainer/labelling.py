@@ -16,6 +16,7 @@ from cscl_fast import ops
 from cscl_fast.config import AdaptationConfig
 from cscl_fast.models import SegmentationModel
 from cscl_fast.models.average import WeightAverage
+from cscl_fast.trainer.processes import Processes
 
 
 @dataclass
@@ -42,8 +43,11 @@ class PseudoLabels:
         if self.thresholds is None:
             pixels = self.logits.shape[0] * self.size[0] * self.size[1]
             return torch.tensor(pixels, device=self.logits.device)
-        hard = ops.soft_pseudo_labels(self.logits, self.thresholds, self.gamma, size=self.size).hard
-        return (hard != 255).sum()
+        with torch.no_grad():
+            _, count = ops.pseudo_label_loss(
+                self.logits, self.thresholds, self.gamma, size=self.size, return_count=True
+            )
+        return count
 
     def loss(self, logits: Tensor) -> Tensor:
         """The self-training loss (second term of Eq. 7) of these logits [B, K, h, w]."""
@@ -95,9 +99,11 @@ class Labeller:
         *,
         selects: bool = True,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        processes: Processes | None = None,
     ) -> None:
         self.config = config
         self.selects = selects
+        self.processes = processes or Processes.alone()
         self.autocast = autocast  # around the label network's forwards
         self.trained = model
         self.average = average
@@ -126,7 +132,8 @@ class Labeller:
         """Algorithm 1: new thresholds [K] from a pass over the target images `batches`.
 
         S_A grows with the epoch; a snapshot is taken first, so that labels and thresholds come
-        from the same network. Online thresholds begin from the same pass.
+        from the same network. Online thresholds begin from the same pass. With several processes
+        each gives its share of the images, and all get the thresholds of all.
         """
         config = self.config
         self.portion = min(config.portion + config.portion_step * epoch, config.portion_max)
@@ -142,6 +149,7 @@ class Labeller:
                     with self.autocast():
                         logits = network(images)
                     collected.update(logits, size=image_size(images))
+            self._add_up(collected)
             self.thresholds = collected.compute(self.portion)
             self.previous = collected
         return self.thresholds
@@ -183,18 +191,34 @@ class Labeller:
         if self.filled >= self.config.online_window:
             self.previous, self.window, self.filled = self.window, self.previous, 0
             self.window.reset()
-        for logits, size in seen:
-            self.window.update(logits, size=size)
+        self._count(self.window, seen)
         self.filled += 1
         self.thresholds = self.window.compute(self.portion, together_with=self.previous)
+
+    def _count(
+        self, into: ops.ClassThresholds, seen: Sequence[tuple[Tensor, tuple[int, int]]]
+    ) -> None:
+        """Count the logits of a step, those of all processes."""
+        counted = into
+        if self.processes.several:
+            counted = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
+        for logits, size in seen:
+            counted.update(logits, size=size)
+        if counted is not into:
+            self._add_up(counted)
+            into.merge(counted)
+
+    def _add_up(self, counted: ops.ClassThresholds) -> None:
+        if self.processes.several:
+            with self.processes.watching("the counts of the thresholds"):
+                counted.all_reduce()
 
     def forget(self, parts: Sequence[PseudoLabels]) -> None:
         """Take back what the last call of `label_parts` counted: its step came to nothing."""
         if not self.selects or self.config.thresholds != "online":
             return
         counted = ops.ClassThresholds(self.num_classes, device=self.thresholds.device)
-        for pseudo in parts:
-            counted.update(pseudo.logits, size=pseudo.size)
+        self._count(counted, [(pseudo.logits, pseudo.size) for pseudo in parts])
         state = self.window.state_dict()
         state["histogram"] = state["histogram"] - counted.state_dict()["histogram"]
         self.window.load_state_dict(state)

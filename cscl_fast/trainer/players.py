@@ -32,8 +32,13 @@ from cscl_fast.models import (
 )
 from cscl_fast.models.batchnorm import frozen_statistics, running_statistics
 from cscl_fast.models.segmentation_model import Features
-from cscl_fast.trainer.centroids import RunningCentroids
+from cscl_fast.trainer.centroids import (
+    RunningCentroids,
+    centroids_of_all,
+    divergence_of_centroids,
+)
 from cscl_fast.trainer.labelling import PseudoLabels, evaluating, image_size
+from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.update import Losses, Shares
 
 
@@ -113,13 +118,23 @@ class Players(nn.Module):
         model: E and C.
         config: the section `adaptation` of the configuration.
         without: parts left out, as in the paper's ablations.
+        processes: of a run in several processes.
+        of_all: whether L_div aligns the class centroids of all of them (`global_centroids`).
     """
 
     def __init__(
-        self, model: SegmentationModel, config: AdaptationConfig, without: tuple[Part, ...] = ()
+        self,
+        model: SegmentationModel,
+        config: AdaptationConfig,
+        without: tuple[Part, ...] = (),
+        processes: Processes | None = None,
+        *,
+        of_all: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
+        self.processes = processes or Processes.alone()
+        self.of_all = of_all and self.processes.several
         self.transfer = "transfer" not in without
         self.selects = "pseudo-labels" not in without
         self.aligns = "divergence" not in without
@@ -134,7 +149,13 @@ class Players(nn.Module):
         self.watches_centroids = False
         self.watched: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # of `watch`
         self.centroids = (
-            RunningCentroids(config.centroid_momentum, model.num_classes, channels)
+            RunningCentroids(
+                config.centroid_momentum,
+                model.num_classes,
+                channels,
+                self.processes,
+                of_all=self.of_all,
+            )
             if config.centroid_momentum > 0
             else None
         )
@@ -230,6 +251,14 @@ class Players(nn.Module):
             return self.centroids.divergence(
                 f_s, labels, f_t, pseudo.soft, normalise=self.config.normalise
             )
+        if self.of_all:
+            k = self.model.num_classes
+            centroids_s, mass_s = centroids_of_all(self.processes, f_s, labels, k)
+            centroids_t, mass_t = centroids_of_all(self.processes, f_t, pseudo.soft, k)
+            present = (mass_s > 0) & (mass_t > 0)
+            return divergence_of_centroids(
+                centroids_s, centroids_t, present, normalise=self.config.normalise
+            )
         return ops.symmetric_soft_divergence(
             f_s, labels, f_t, pseudo.soft, normalise=self.config.normalise
         )
@@ -318,8 +347,8 @@ class Players(nn.Module):
         with torch.no_grad():
             k = self.model.num_classes
             self.watched = (
-                *ops.class_centroids(source.features.deep, labels, k),
-                *ops.class_centroids(target.features.deep, pseudo.soft, k),
+                *centroids_of_all(self.processes, source.features.deep, labels, k),
+                *centroids_of_all(self.processes, target.features.deep, pseudo.soft, k),
             )
 
     def centroid_distances(self) -> Tensor:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
@@ -129,6 +128,13 @@ class Processes:
         """
         return _Sum.apply(value, self) if self.several else value
 
+    def add_up(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Σ over the processes of each of some numbers, which have the same names in all."""
+        if not self.several:
+            return numbers
+        total = self.sum(torch.tensor(list(numbers.values()), dtype=torch.float64))
+        return dict(zip(numbers, total.tolist(), strict=True))
+
     @torch.no_grad()
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace float tensors by their averages over the processes, in one message."""
@@ -230,15 +236,14 @@ class Shared:
 
     def __init__(self, processes: Processes, *modules: nn.Module) -> None:
         self.processes = processes
+        self.modules = modules
+        self.checked = False
         self.parallel: DistributedDataParallel | None = None
         learning = any(p.requires_grad for module in modules for p in module.parameters())
         if processes.several and learning:
-            # It says so whenever every parameter was used.
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
             with processes.watching("the first copy of the weights"):
                 self.parallel = DistributedDataParallel(
                     _Computation(modules),
-                    find_unused_parameters=True,
                     **_BUFFERS_STAY,  # running statistics are averaged, not the first's
                 )
             self.parallel.register_comm_hook(None, _add_up)
@@ -255,6 +260,27 @@ class Shared:
         with self.processes.watching("a forward pass"):
             result: Result = self.parallel(compute, *arguments, **named)
         return result
+
+    def require_all(self) -> None:
+        """Call after the first backward pass: DistributedDataParallel waits for every gradient.
+
+        Raises:
+            ConfigError: parameters that are to learn took no part in the losses.
+        """
+        if self.parallel is None or self.checked:
+            return
+        idle = [
+            name
+            for module in self.modules
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        if idle:
+            raise ConfigError(
+                f"{len(idle)} parameters take no part in the losses, which several processes "
+                f"cannot have: freeze them with requires_grad_(False). {', '.join(idle[:5])}"
+            )
+        self.checked = True
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, gradients stay with their process, to be added up after the next call's."""

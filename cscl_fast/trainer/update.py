@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from cscl_fast.trainer.optimizers import Optimizers
 from cscl_fast.trainer.precision import Precision
+from cscl_fast.trainer.processes import Processes, Shared
 from cscl_fast.trainer.stopwatch import Stopwatch
 
 Losses = dict[str, Tensor]  # scalars, float32
@@ -86,6 +89,7 @@ class Update(Generic[AnyPart]):
     Args:
         parts: what the step consists of.
         objective: the scalar that losses, counted by shares, are learned from.
+        shared: by the name of the player, what its gradients are added up by over the processes.
 
     Raises (when called):
         DivergedError: a loss is not finite, before anything is updated with it. With float16 this
@@ -99,28 +103,35 @@ class Update(Generic[AnyPart]):
         optimizers: Optimizers,
         precision: Precision,
         stopwatch: Stopwatch,
+        processes: Processes | None = None,
+        shared: Mapping[str | None, Shared] | None = None,
     ) -> None:
         self.parts = parts
         self.objective = objective
         self.optimizers = optimizers
         self.precision = precision
         self.stopwatch = stopwatch
+        self.processes = processes or Processes.alone()
+        self.shared = shared or defaultdict(lambda: Shared(self.processes))
         self.values: dict[str, float] = {}  # every loss so far, over the whole step
         self.updated: list[str] = []  # players
 
     def __call__(self, player: str | None, losses_of: Callable[[AnyPart], Losses]) -> None:
         """Update `player`, or with None all of them, by the losses of each part."""
         self.optimizers.zero_grad()
+        shared = self.shared[player]
         readings = []
         for part in self.parts:
             with self.stopwatch("losses"):
-                with self.precision.autocast():
-                    losses = losses_of(part)
+                last = part is self.parts[-1]  # after whose backward pass gradients are added up
+                with nullcontext() if last else shared.alone(), self.precision.autocast():
+                    losses = shared(losses_of, part)
                 objective = self.objective(losses, part.shares)
                 readings.append(Reading.of(losses))
-            with self.stopwatch("backward"):
+            with self.stopwatch("backward"), self.processes.watching("a backward pass"):
                 self.precision.backward(objective)
             del losses, objective  # the graph of one part at a time
+        shared.require_all()
         with self.stopwatch("optimizer"):
             if self._all_finite(readings):
                 taken = self.precision.step(self.optimizers, player)
@@ -133,32 +144,46 @@ class Update(Generic[AnyPart]):
                 raise DivergedError("gradient", math.nan, self.updated, self._paths())
 
     def _all_finite(self, readings: list[Reading]) -> bool:
-        """Whether the update may go on; False, with float16 only: a loss is not finite."""
+        """Whether the update may go on; False, with float16 only: a loss is not finite.
+
+        All processes come to the same answer.
+        """
+        found = [reading.values() for reading in readings]
         whole: dict[str, float] = {}
-        finite = True
-        for part, reading in zip(self.parts, readings, strict=True):
-            for term, value in reading.values().items():
+        for part, values in zip(self.parts, found, strict=True):
+            for term, value in values.items():
                 share = 1.0 if part.shares is None else float(part.shares[term])
                 whole[term] = whole.get(term, 0.0) + share * value
-                if not math.isfinite(value):
-                    finite = False
-                    if not self.precision.scales:
-                        self.optimizers.zero_grad()
-                        raise DivergedError(term, value, self.updated, part.paths)
+        whole = self.processes.add_up(whole)
+        for term, value in whole.items():
+            if not math.isfinite(value) and not self.precision.scales:
+                self.optimizers.zero_grad()
+                culprits = [
+                    path
+                    for part, values in zip(self.parts, found, strict=True)
+                    if not math.isfinite(values[term])
+                    for path in part.paths
+                ]
+                of_all = [path for paths in self.processes.gather(culprits) for path in paths]
+                raise DivergedError(term, value, self.updated, of_all)
         self.values |= whole
-        return finite
+        return all(map(math.isfinite, whole.values()))
 
     def _paths(self) -> list[str]:
         return [path for part in self.parts for path in part.paths]
 
 
-def shares_of(counts: Sequence[dict[str, Tensor]]) -> list[Shares]:
-    """Each part's share of every mean, from what the part counts: n_i / Σ n; 0 where Σ n is 0."""
-    totals = {name: torch.stack([count[name] for count in counts]).sum() for name in counts[0]}
-    return [
-        {name: n.float() / totals[name].clamp(min=1) for name, n in count.items()}
-        for count in counts
-    ]
+def shares_of(
+    counts: Sequence[dict[str, Tensor]], processes: Processes | None = None
+) -> list[Shares]:
+    """Each part's share of every mean, from what the part counts: n_i / Σ n; 0 where Σ n is 0.
+
+    Σ is over the parts of all processes.
+    """
+    counted = torch.stack([torch.stack(list(map(Tensor.long, c.values()))) for c in counts])
+    total = (processes or Processes.alone()).sum(counted.sum(0))
+    shares = counted / total.clamp(min=1)
+    return [dict(zip(counts[0], row.unbind(), strict=True)) for row in shares]
 
 
 class Remembered:

@@ -6,19 +6,27 @@ below, and what it asserts is printed with its traceback.
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from trainer_worlds import TinyModel, same
 
-from cscl_fast import ops
+from cscl_fast import CSCL, Config, SourceOnly, ops
+from cscl_fast.config import AdaptationConfig, ConfigError
 from cscl_fast.trainer.centroids import RunningCentroids, centroids_of_all
+from cscl_fast.trainer.players import Batch
 from cscl_fast.trainer.processes import LostProcessError, Processes, Shared
+from cscl_fast.trainer.update import DivergedError
 
 PATIENCE = 120.0  # seconds until a test gives up on its processes
 
@@ -113,8 +121,8 @@ def agreement(us: Processes, folder: Path) -> None:
 def gradients(us: Processes, folder: Path) -> None:
     """Gradients are sums over the processes, after the last of several backward passes."""
     torch.manual_seed(us.rank)  # Shared gives all the first one's weights
-    network, unused = nn.Linear(2, 1, bias=False), nn.Linear(2, 1)
-    shared = Shared(us, network, unused)
+    network = nn.Linear(2, 1, bias=False)
+    shared = Shared(us, network)
     x = torch.tensor([[1.0, 10.0]]) * (us.rank + 1)
 
     def loss(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -126,9 +134,19 @@ def gradients(us: Processes, folder: Path) -> None:
     shared(loss, 2 * x)["loss"].backward()
     everybody = sum(range(1, us.count + 1))
     assert torch.equal(network.weight.grad, torch.tensor([[3.0, 30.0]]) * everybody)
-    assert unused.weight.grad is None
+    shared.require_all()
     torch.manual_seed(0)
     assert torch.equal(network.weight, nn.Linear(2, 1, bias=False).weight)
+
+    idle = Shared(us, network, nn.Linear(1, 1))
+    network.weight.grad = None
+    idle(loss, x)["loss"].backward()
+    try:
+        idle.require_all()
+    except ConfigError as error:
+        assert "2 parameters take no part in the losses" in str(error)
+    else:
+        raise AssertionError("nothing was said about parameters without a gradient")
 
 
 def thresholds_and_centroids(us: Processes, folder: Path) -> None:
@@ -177,6 +195,180 @@ def thresholds_and_centroids(us: Processes, folder: Path) -> None:
         assert of_all == bool(torch.allclose(blended, blended_alone, rtol=1e-5, atol=1e-6))
 
 
+# ------------------------------------------------------------- steps of the method, in shares
+
+# What each kind changes of the configuration, and how many batches a process gives a step. L_div
+# is the mean of the processes' own, unless their centroids are shared: then one process compares
+# with micro-batches, of which L_div is the mean as well.
+KINDS: dict[str, tuple[dict[str, Any], int]] = {
+    "joint": ({}, 1),
+    "alternating": ({"schedule": "alternating"}, 1),
+    "global centroids": ({"global_centroids": True}, 1),
+    "running centroids": ({"global_centroids": True, "centroid_momentum": 0.5}, 1),
+    "online thresholds": ({"thresholds": "online", "labels": "live", "global_centroids": True}, 1),
+    "accumulated": ({"schedule": "alternating", "accumulate": 2}, 2),
+    "hard labels": ({"without": ("pseudo-labels",)}, 1),
+    "losses alone": ({"without": ("transfer", "divergence")}, 1),
+}
+STEPS = 3
+
+
+def configured(**changes: Any) -> Config:
+    """Keys of `Config` and of its section `adaptation`."""
+    own = {key: changes.pop(key) for key in list(changes) if key in Config.__dataclass_fields__}
+    adaptation = {"epochs": 1, "steps": 10, "learning_rate": 1e-2, "bn": "frozen", **changes}
+    return Config(**own, adaptation=AdaptationConfig(**adaptation))
+
+
+def network(seed: int = 0) -> TinyModel:
+    torch.manual_seed(seed)
+    model = TinyModel("tiny", 3)
+    model.encoder[-1] = nn.Identity()  # dropout draws by process
+    with torch.no_grad():
+        model.classifier.weight.mul_(8)  # so that it predicts every class somewhere
+    return model
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    """One image and its labels, of which more or fewer are ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(1, 3, 48, 64, generator=generator)
+    blocks = torch.randint(0, 3, (1, 1, 6, 8), generator=generator)
+    labels = nn.functional.interpolate(blocks.float(), size=(48, 64))[:, 0].long()
+    labels[:, : 5 + 8 * (seed % 3)] = 255
+    return images, labels
+
+
+def together(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def begun(config: Config, us: Processes) -> CSCL:
+    cscl = CSCL(network(), config, processes=us)
+    torch.manual_seed(1)
+    nn.init.normal_(cscl.players.critic.value.weight, std=0.1)  # every loss at work at once
+    with torch.no_grad():  # a gate that opens: rewards ask what it changes, by a bit or by a lot
+        cscl.players.quantizer.convolution.bias += 2
+    return cscl
+
+
+def equal_steps(us: Processes, folder: Path) -> None:
+    """Processes with an image each do what one does with all of them."""
+    for kind, (changes, parts) in KINDS.items():
+        config = configured(**changes)
+        ours = begun(config, us)
+        in_parts = parts > 1 or not (config.global_centroids or "divergence" in config.without)
+        micro = us.count * parts if in_parts else 1
+        theirs = begun(replace(config, accumulate=micro), Processes.alone())
+
+        passed = [batch(900 + i)[0] for i in range(3)]
+        expected = theirs.begin_epoch(passed)
+        # Counts are integers: not even a bit differs.
+        assert torch.equal(ours.begin_epoch(passed[us.rank :: us.count]), expected), kind
+
+        for step in range(STEPS):
+            seeds = [1000 * step + i for i in range(us.count * parts)]
+            sources, targets = [batch(i) for i in seeds], [batch(500 + i)[0] for i in seeds]
+            mine = slice(us.rank * parts, (us.rank + 1) * parts)
+            if parts > 1:
+                found = ours.step(sources[mine], targets[mine])
+            else:
+                found = ours.step(*sources[mine], *targets[mine])
+            if in_parts:
+                wanted = theirs.step(sources, targets)
+            else:
+                wanted = theirs.step(together(sources), torch.cat(targets))
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                # Sums in float32 are taken in another order: 1e-6. Adam takes steps of one size
+                # however small a gradient is, so that the rounding of small ones grows in the
+                # players' weights from step to step.
+                assert math.isclose(found[name], value, rel_tol=1e-5 if step == 0 else 2e-4), (
+                    f"{kind}, step {step}: {name} is {found[name]}, alone {value}"
+                )
+            # As many locations are kept, of each class.
+            assert torch.equal(ours.kept_by_class(), theirs.kept_by_class()), kind
+        states = us.gather({k: v.clone() for k, v in ours.players.state_dict().items()})
+        assert same(states[0], states[-1]), kind  # the same bits in all processes
+        for name, tensor in theirs.model.state_dict().items():
+            torch.testing.assert_close(
+                ours.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=f"{kind}: {name}"
+            )
+        # With the same network, thresholds are the same again, after any number of steps.
+        ours.players.load_state_dict(theirs.players.state_dict())
+        assert (
+            torch.equal(ours.begin_epoch(passed[us.rank :: us.count]), theirs.begin_epoch(passed))
+            or config.adaptation.thresholds == "online"
+        ), kind
+
+
+def equal_warmup(us: Processes, folder: Path) -> None:
+    for accumulate in (1, 2):
+        models = network(), network()
+        for model in models:  # the warm-up's normalisations look at whole batches
+            for i in (1, 4, 7):
+                model.encoder[i] = nn.Identity()
+        ours = SourceOnly(models[0], configured(accumulate=accumulate), processes=us)
+        theirs = SourceOnly(models[1], configured())
+        for step in range(STEPS):
+            batches = [batch(100 * step + i) for i in range(us.count * accumulate)]
+            mine = batches[us.rank * accumulate : (us.rank + 1) * accumulate]
+            found = ours.step(mine if accumulate > 1 else mine[0])
+            wanted = theirs.step(together(batches))
+            # SGD: only the order of float32 sums differs.
+            assert math.isclose(found["total"], wanted["total"], rel_tol=1e-5)
+        states = us.gather(ours.model.state_dict())
+        assert same(states[0], states[-1])
+
+
+def statistics(us: Processes, folder: Path) -> None:
+    """Running statistics are the averages of the processes', and the same in all."""
+    for bn in ("per-domain", "shared"):
+        ours = begun(configured(bn=bn), us)
+        ours.begin_epoch([batch(us.rank)[0]])
+        before = ours.model.encoder[1].running_mean.clone()
+        images = batch(10 + us.rank)[0]
+        with torch.no_grad():
+            own = ours.model.encoder[0](images).mean((0, 2, 3))
+        ours.step(batch(us.rank), images)
+        if bn == "per-domain":
+            expected = 0.9 * before + 0.1 * us.sum(own) / us.count
+            torch.testing.assert_close(ours.model.encoder[1].running_mean, expected)
+        states = us.gather([ours.model.state_dict(), ours.average.state_dict()])
+        assert same(states[0], states[-1])
+
+
+def divergence(us: Processes, folder: Path) -> None:
+    """A loss that one process finds not to be finite stops all, which name its files."""
+    for schedule in ("joint", "alternating"):
+        ours = begun(configured(schedule=schedule, thresholds="online"), us)
+        ours.begin_epoch([batch(us.rank)[0]])
+        before = copy.deepcopy(ours.players.state_dict())
+        images, labels = batch(us.rank)
+        if us.rank == 1:
+            images[0, 0, 0, 0] = math.inf
+        source = Batch(images, images, labels, [f"file{us.rank}.png"])
+        try:
+            ours.step(source, batch(5)[0])
+        except DivergedError as error:
+            assert error.paths == ("file1.png",), error.paths
+            assert error.updated == ()
+        else:
+            raise AssertionError("the step went through")
+        assert same(before, ours.players.state_dict())
+        ours.step(batch(us.rank), batch(us.rank + 5)[0])  # they are still together
+
+    scaled = begun(configured(precision="float16"), us)
+    scaled.begin_epoch([batch(us.rank)[0]])
+    before = copy.deepcopy(scaled.players.state_dict())
+    images, labels = batch(us.rank)
+    if us.rank == 1:
+        images[0, 0, 0, 0] = math.inf
+    assert scaled.step((images, labels), batch(5)[0])["skipped"] == 1
+    assert same(before, scaled.players.state_dict())
+
+
 def absent(us: Processes, folder: Path) -> None:
     """The second process ends in the middle of a step; the first one says so, and ends."""
     us.how_to_go_on = "the command that goes on"
@@ -192,7 +384,16 @@ def absent(us: Processes, folder: Path) -> None:
 
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (agreement, gradients, thresholds_and_centroids, absent)
+    for scenario in (
+        agreement,
+        gradients,
+        thresholds_and_centroids,
+        equal_steps,
+        equal_warmup,
+        statistics,
+        divergence,
+        absent,
+    )
 }
 
 

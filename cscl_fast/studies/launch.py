@@ -57,10 +57,13 @@ class Launcher:
 
     Args:
         overwrite: start every run again, whatever is in its folder.
+        lock: file descriptor that every run keeps open, so that its lock lasts until the last ends.
     """
 
-    def __init__(self, study: Study, console: Console, *, overwrite: bool = False) -> None:
-        self.study, self.console = study, console
+    def __init__(
+        self, study: Study, console: Console, *, overwrite: bool = False, lock: int | None = None
+    ) -> None:
+        self.study, self.console, self.lock = study, console, lock
         self.overwrite = overwrite
         self.asked = 0  # how often the study was asked to stop
         self.spoke = time.monotonic()
@@ -139,6 +142,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C reaches it from here, once, and not by the terminal.
                 start_new_session=True,
+                pass_fds=() if self.lock is None else (self.lock,),
                 preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
             )
         job.state, job.slot, job.started = "running", slot, time.monotonic()

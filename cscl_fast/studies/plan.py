@@ -160,7 +160,7 @@ def _sweeps(config: Config) -> tuple[list[Sweep], dict[str, tuple[str, Config]]]
     """The sweeps, and name → (title, configuration) of their variants."""
     sweeps: list[Sweep] = []
     variants: dict[str, tuple[str, Config]] = {}
-    for given in config.sweep:
+    for given in _one_key_each(config.sweep):
         name, equals, values = given.partition("=")
         name = name.strip().replace("-", "_")
         key = ALIASES.get(name, name)
@@ -182,6 +182,18 @@ def _sweeps(config: Config) -> tuple[list[Sweep], dict[str, tuple[str, Config]]]
             variants[run] = (title, variant)
         sweeps.append(sweep)
     return sweeps, variants
+
+
+def _one_key_each(given: tuple[str, ...]) -> Iterator[str]:
+    """`xi1=0.1,0.3,gamma=0.1` as `xi1=0.1,0.3` and `gamma=0.1`: a part with "=" begins a key."""
+    for text in given:
+        begun: list[str] = []
+        for part in text.split(","):
+            if "=" in part and begun:
+                yield ",".join(begun)
+                begun = []
+            begun.append(part)
+        yield ",".join(begun)
 
 
 def _require_sweepable(given: str, key: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import yaml
 from rich.console import Console
@@ -44,12 +47,16 @@ def run_study(
     if (study.folder / "config.yaml").exists():
         raise ConfigError(f"run is {study.folder}, which is the folder of a single run; a study "
                           "needs another one (--run FOLDER)")  # fmt: skip
-    launcher = Launcher(study, console, overwrite=config.overwrite)
+    Launcher(
+        study, console, overwrite=config.overwrite
+    )  # refuses what is there before it is touched
     study.folder.mkdir(parents=True, exist_ok=True)
-    _write_description(study)
-    done = sum(job.state == "finished" for job in launcher.jobs)
-    _say(console, f"{len(study.runs)} runs in {study.folder}, {done} of them finished already")
-    launcher()
+    with _alone(study.folder) as lock:
+        launcher = Launcher(study, console, overwrite=config.overwrite, lock=lock)
+        _write_description(study)
+        done = sum(job.state == "finished" for job in launcher.jobs)
+        _say(console, f"{len(study.runs)} runs in {study.folder}, {done} of them finished already")
+        launcher()
     _conclude(study, console)
     failed = [job for job in launcher.jobs if job.state == "failed"]
     _report(launcher.jobs, console)
@@ -60,6 +67,30 @@ def run_study(
         _say(console, f"\nThe study was stopped. Go on with:\n  {command}")
         return 130
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Nobody else runs this study meanwhile; yields the file descriptor that holds the lock.
+
+    The runs hold it too: after a study was killed it is free when the last of them has stopped.
+
+    Raises:
+        ConfigError: the study is being run.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"run is {folder}, a study that is being run, or whose runs have not stopped yet; "
+            "wait for it or choose another folder"
+        ) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _conclude(study: Study, console: Console) -> None:

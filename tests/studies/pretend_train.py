@@ -54,6 +54,7 @@ if named("PRETEND_FAIL"):
     sys.exit(1)
 if named("PRETEND_WAIT"):
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     (folder / "metrics.csv").write_text("phase,epoch,step\nadaptation,0,7\nadaptation,0,1")
     (folder / "waiting").touch()
     time.sleep(60)

@@ -6,9 +6,11 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,9 @@ def test_sweep_takes_the_papers_names_and_shares_the_value_that_is_set(tmp_path:
     assert by_name["adaptation.weights.critic=0.1"].adaptation.weights.critic == 0.1
     assert by_name["full"].adaptation.weights.critic == 0.3
     assert by_name["adaptation.labels=ema"].adaptation.labels == "ema"
+    # All in one word: a part with "=" begins another key.
+    joined = ["--sweep", "xi1=0.1,0.30,gamma=0.25", *options[3:]]
+    assert [r.name for r in make_plan(parse(command(tmp_path, *joined))).runs] == names
     both = make_plan(parse(command(tmp_path, *options, "--ablation")))
     assert [r.name for r in both.runs][1:5] == list(ROWS)
     assert sum(r.name == "full" for r in both.runs) == 1
@@ -297,9 +302,7 @@ def test_stopping_stops_every_run_once_and_says_how_to_go_on(
     waiting = [study / "seed0" / name / "waiting" for name in ROWS[:2]]
 
     def stop_when_both_wait() -> None:
-        end = time.monotonic() + 60
-        while not all(path.exists() for path in waiting) and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_for(lambda: all(path.exists() for path in waiting))
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
@@ -321,6 +324,37 @@ def test_stopping_stops_every_run_once_and_says_how_to_go_on(
         "resume seed0/without-pseudo-labels", "resume seed0/without-transfer",
         "seed0/full", "seed0/without-divergence",
     ]  # fmt: skip
+
+
+def test_a_study_runs_once_at_a_time_and_its_runs_stop_with_it(
+    calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    options = command(study, "--ablation", "--seeds", "0")
+    monkeypatch.setenv("PRETEND_WAIT", "seed0/source-only")
+    program = (
+        "import sys; from cscl_fast.studies import launch; from cscl_fast.train import main; "
+        f"launch.TRAIN = {launch.TRAIN!r}; sys.exit(main({options!r}))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    waiting = study / "seed0" / "source-only" / "waiting"
+    wait_for(waiting.exists)
+    assert main(options) == 2
+    assert "a study that is being run" in capsys.readouterr().err
+    first.kill()  # no chance to stop its run itself
+    first.wait()
+    saved = study / "seed0" / "source-only" / "checkpoints" / "last.pt"
+    wait_for(saved.exists)  # the run was asked to stop, and saved
+    monkeypatch.delenv("PRETEND_WAIT")
+    wait_for(lambda: main(options) == 0)  # as soon as it has let go of the lock
+    assert "resume seed0/source-only" in ran(calls)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_sweep_ends_in_a_figure_for_each_key(calls: Path, tmp_path: Path) -> None:

@@ -42,9 +42,11 @@ class StopBetweenSteps:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if kind is None:  # asked after the last step's check
+            self.check()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and not self.processes.several:

@@ -14,6 +14,7 @@ from cscl_fast.models import WeightAverage, build_model, freeze_affine, reestima
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.cscl import CSCL, SourceOnly
+from cscl_fast.trainer.environment import deterministic, environment, write_environment
 from cscl_fast.trainer.evaluation import Score, evaluate
 from cscl_fast.trainer.finish import Adapted, finish
 from cscl_fast.trainer.gap import GapMeter
@@ -76,12 +77,17 @@ class Run:
 
     def __call__(self) -> dict[str, Score]:
         """Train, evaluate, record. Returns the score of every row of the final table."""
+        with deterministic(self.config.deterministic):
+            return self._run()
+
+    def _run(self) -> dict[str, Score]:
         config = self.config
         self.world.check(self.say)
         if not config.source_only and "transfer" not in config.without:
             require_large_enough(self.world, self.model, config.adaptation)
         try:
             state = self._begin()
+            write_environment(self.folder, environment(self.device))
             if self.place.phase == "warmup":
                 self.warm_up(state)
                 state = None

@@ -46,7 +46,8 @@ def test_a_finished_run_leaves_its_files(finished: Path) -> None:
     files = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert files == {
         "config.yaml", "metrics.csv", "evaluation.csv", "thresholds.csv", "curves.png",
-        "kept.csv", "gap.csv", "timing.json", "convergence.csv", "convergence.png",
+        "kept.csv", "gap.csv", "timing.json", "environment.json",
+        "convergence.csv", "convergence.png",
         "checkpoints/previous.pt", "transferability/source_p0.png",
         "transferability/source_p7.png", "transferability/target_p0.png",
         "transferability/target_p6.png",

@@ -121,13 +121,28 @@ def _synthetic_to_cityscapes(
     )
 
 
+def _vgg16(config: Config, name: PresetName) -> Config:
+    """The paper's second network: FCN-8s on VGG-16, all of it with Adam 1e-4, D with 1.5e-6."""
+    return replace(
+        config,
+        preset=name,
+        model=ModelConfig(architecture="fcn8s-vgg16"),
+        optimizer=OptimizerConfig(name="adam", classifier_factor=1.0),
+        warmup=WarmupConfig(learning_rate=1e-4),
+        adaptation=AdaptationConfig(learning_rate=1e-4, discriminator_rate=1.5e-6),
+    )
+
+
+_GTA5 = _synthetic_to_cityscapes("gta5-cityscapes", "gta5", (720, 1280), 19)
+_SYNTHIA = _synthetic_to_cityscapes("synthia-cityscapes", "synthia", (760, 1280), 16)
+
 PRESETS: dict[str, Config] = {
     "demo": _demo(),
     "small": _small(),
-    "gta5-cityscapes": _synthetic_to_cityscapes("gta5-cityscapes", "gta5", (720, 1280), 19),
-    "synthia-cityscapes": _synthetic_to_cityscapes(
-        "synthia-cityscapes", "synthia", (760, 1280), 16
-    ),
+    "gta5-cityscapes": _GTA5,
+    "gta5-cityscapes-vgg16": _vgg16(_GTA5, "gta5-cityscapes-vgg16"),
+    "synthia-cityscapes": _SYNTHIA,
+    "synthia-cityscapes-vgg16": _vgg16(_SYNTHIA, "synthia-cityscapes-vgg16"),
     **{f"cityscapes-{city}": _nthu(city) for city in ("rome", "rio", "tokyo", "taipei")},
 }
 

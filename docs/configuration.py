@@ -36,7 +36,15 @@ SECTIONS: tuple[tuple[str, str, type], ...] = (
     ("adaptation.", "The adaptation", configuration.AdaptationConfig),
     ("adaptation.weights.", "The weights of the objective, Eq. 14", configuration.LossWeights),
 )
-SHOWN_PRESETS = ("demo", "small", "gta5-cityscapes", "synthia-cityscapes", "cityscapes-rome")
+SHOWN_PRESETS = (
+    "demo",
+    "small",
+    "gta5-cityscapes",
+    "gta5-cityscapes-vgg16",
+    "synthia-cityscapes",
+    "synthia-cityscapes-vgg16",
+    "cityscapes-rome",
+)
 
 HEAD = """\
 # Configuration

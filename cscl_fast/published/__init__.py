@@ -68,6 +68,7 @@ def table(preset: str, network: str = "resnet101") -> list[PublishedRow]:
 def described(preset: str, network: str = "resnet101") -> PublishedTable:
     """`table` with its title, and whether the preset's numbers may be compared with it."""
     content = _content()
+    preset = preset.removesuffix("-vgg16")  # the same table; the network has its rows in it
     known = preset in content["tables"]
     entry = content["tables"][preset if known else NEAREST]
     wanted = "vgg16" if "vgg16" in network else "resnet101"

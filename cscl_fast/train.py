@@ -14,6 +14,7 @@ from pathlib import Path
 from cscl_fast.cli import parse
 from cscl_fast.config import Config, ConfigError
 from cscl_fast.data import DataError
+from cscl_fast.models.compiled import CompileError
 from cscl_fast.models.weights import WeightsError
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score
@@ -60,7 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"cscl_fast.train: {error}", file=sys.stderr)
         return 2
-    except (DataError, CheckpointError, DivergedError, WeightsError, OSError) as error:
+    except (
+        DataError,
+        CheckpointError,
+        DivergedError,
+        WeightsError,
+        CompileError,
+        OSError,
+    ) as error:
         print(f"cscl_fast.train: {error}", file=sys.stderr)
         return 1
     except Interrupted as stop:

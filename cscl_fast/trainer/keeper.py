@@ -71,6 +71,7 @@ class Keeper:
             **more,
         }
         checkpoint.save_newest(self.checkpoints, state)
+        self.timing.write(self.folder)
 
     def save_model(self, name: str, model: nn.Module) -> None:
         """Write a network to evaluate or to start from: `source.pt` or `best.pt`."""

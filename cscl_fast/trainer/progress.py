@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -15,6 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+ORDER = ("epoch", "loss", "kept", "mIoU")  # of the values shown
+EVERY = 15  # seconds between two lines
+
 
 class Bar:
     """A progress bar on a terminal; elsewhere a line now and then, so that a log stays readable."""
@@ -24,6 +28,7 @@ class Bar:
         self.title = title
         self.total = total
         self.first = self.done = done
+        self.shown: dict[str, str] = {}
         self.started = self.spoke = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -53,16 +58,26 @@ class Bar:
         """Steps a second since this bar began."""
         return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
 
-    def advance(self, **numbers: float) -> None:
+    def show(self, **values: str) -> None:
+        """Values to be shown from now on, beside those shown already."""
+        self.shown |= values
+        self.progress.update(self.task, numbers=self.text)
+
+    @property
+    def text(self) -> str:
+        values = [f"{name} {self.shown[name]}" for name in ORDER if name in self.shown]
+        return "  ".join([*values, f"{self.speed:.2f} steps/s"])
+
+    def advance(self) -> None:
+        """One step is done."""
         self.done += 1
-        text = "  ".join(f"{k} {v:.3f}" for k, v in numbers.items()) + f"  {self.speed:.2f} steps/s"
-        self.progress.update(self.task, advance=1, numbers=text)
+        self.progress.update(self.task, advance=1, numbers=self.text)
         now = time.monotonic()
-        if not self.console.is_terminal and (now - self.spoke > 15 or self.done == self.total):
+        if not self.console.is_terminal and (now - self.spoke > EVERY or self.done == self.total):
             self.spoke = now
-            left = (self.total - self.done) / max(self.speed, 1e-9)
+            left = timedelta(seconds=round((self.total - self.done) / max(self.speed, 1e-9)))
             print(
-                f"{self.title} {self.done}/{self.total}  {text}  {left:.0f} s left",
+                f"{self.title} {self.done}/{self.total}  {self.text}  {left} left",
                 file=sys.stdout,
                 flush=True,
             )

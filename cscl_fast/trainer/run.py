@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from cscl_fast.config import Config
-from cscl_fast.models import WeightAverage, build_model, freeze_affine, reestimate_statistics
+from cscl_fast.models import (
+    build_model,
+    checkpoint_activations,
+    compile_parts,
+    freeze_affine,
+    reestimate_statistics,
+)
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.cscl import CSCL, SourceOnly
@@ -22,7 +27,7 @@ from cscl_fast.trainer.interrupt import StopBetweenSteps
 from cscl_fast.trainer.journal import COLUMNS
 from cscl_fast.trainer.keeper import Keeper, Place, State
 from cscl_fast.trainer.observers import Observer, Observers
-from cscl_fast.trainer.players import Batch, Players
+from cscl_fast.trainer.players import Batch
 from cscl_fast.trainer.progress import Bar
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
@@ -52,6 +57,10 @@ class Run:
         if config.model.batchnorm_affine == "frozen":
             freeze_affine(self.model)
         self.model.to(self.device).to(memory_format=torch.channels_last)
+        if config.model.activation_checkpointing:
+            checkpoint_activations(self.model)
+        if config.compile:
+            compile_parts(self.model)
         self.records = Records(self.folder, self.classes)
         self.keeper = Keeper(config, self.world, self.model, self.records)
         self.observers = Observers(self._observers())
@@ -108,27 +117,21 @@ class Run:
             return
         stream = self.world.stream("source", config.batch_size)
         trainer = SourceOnly(self.model, self.config, stopwatch=self.watch)
-        if state is not None:
-            trainer.load_state_dict(state.pop("trainer"))
-            self._go_on(state, source=stream)
+        self._go_on(trainer, state, source=stream)
 
         def content() -> State:
             return {"trainer": trainer.state_dict(), **_positions(source=stream)}
 
-        with (
-            self._stop_between_steps(content) as stop,
-            Bar(SOURCE_ONLY, total=config.steps, done=self.place.step, console=self.console) as bar,
-        ):
+        with self._stop_between_steps(content) as stop, self._bar(SOURCE_ONLY, config.steps) as bar:
             while self.place.step < config.steps:
-                batch = self._take(stream)
+                batches = self._take(stream)
                 with self._naming_files():
-                    losses = trainer.step(batch)
-                self._step_done()
-                self._log(losses, bar)
-                last = self.place.step == config.steps
-                if last or self.place.step % self.config.save_every == 0:
+                    losses = trainer.step(batches)
+                self._step_done(losses, bar)
+                if self._due(self.config.save_every) or self.place.step == config.steps:
                     self._save(content)
                 stop.check()
+        self._report_skipped(trainer)
 
     def adapt(self, state: State | None) -> Adapted:
         """CSCL: an epoch begins with new thresholds, then steps of the chosen schedule."""
@@ -137,48 +140,43 @@ class Run:
         cscl = CSCL(self.model, self.config, stopwatch=self.watch)
         source = self.world.stream("source", config.batch_size)
         target = self.world.stream("target", config.batch_size)
-        if state is not None:
-            cscl.load_state_dict(state.pop("cscl"))
-            self._go_on(state, source=source, target=target)
+        self._go_on(cscl, state, source=source, target=target)
 
         def content() -> State:
-            return {"cscl": cscl.state_dict(), **_positions(source=source, target=target)}
+            return {"trainer": cscl.state_dict(), **_positions(source=source, target=target)}
 
         total = config.epochs * config.steps
-        every = self.config.evaluate_every or config.steps
-        self.gap = GapMeter(self.world) if self.config.gap_batches else None
+        evaluate_every = self.config.evaluate_every or config.steps
+        measure = GapMeter(self.world) if self.config.gap_batches else None
         if self.place.step == 0:
-            self._measure_gap(cscl.players)
-        with (
-            self._stop_between_steps(content) as stop,
-            Bar(ADAPTED, total=total, done=self.place.step, console=self.console) as bar,
-        ):
+            self._measure_gap(measure, cscl)
+        with self._stop_between_steps(content) as stop, self._bar(ADAPTED, total) as bar:
             while self.place.step < total:
-                if self.place.step % config.steps == 0:
-                    epoch = self.place.step // config.steps
-                    thresholds = cscl.begin_epoch(self.world.target_pass(), epoch)
-                    portion = cscl.labeller.portion
-                    self.observers.thresholds(epoch, self.place.step, portion, thresholds)
-                batch_s, batch_t = self._take(source), self._take(target)
+                if self._due(config.steps):
+                    self._begin_epoch(cscl, bar)
+                batches = self._take(source), self._take(target)
                 with self._naming_files():
-                    losses = cscl.step(batch_s, batch_t)
-                self._step_done()
-                self._log(losses, bar, cscl)
-                if self.place.step % every == 0 or self.place.step == total:
-                    self._score_adapted(cscl.average)
-                    self._measure_gap(cscl.players)
-                if self.place.step % self.config.save_every == 0 or (
-                    self.place.step % config.steps == 0
-                ):
+                    losses = cscl.step(*batches)
+                self._step_done(losses, bar, cscl)
+                if self._due(evaluate_every) or self.place.step == total:
+                    self._score_adapted(cscl, bar)
+                    self._measure_gap(measure, cscl)
+                if self._due(self.config.save_every) or self._due(config.steps):
                     self._save(content)
                 stop.check()
+        self._report_skipped(cscl)
         return Adapted(cscl.players, cscl.labeller)
 
     # ------------------------------------------------------------------------------- its parts
 
-    def _take(self, stream: Stream) -> Batch:
+    def _due(self, every: int) -> bool:
+        """Whether it is time for what is done every so many steps."""
+        return self.place.step % every == 0
+
+    def _take(self, stream: Stream) -> list[Batch]:
+        """The batches of one step: one, or `accumulate` micro-batches."""
         with self.watch("wait"):
-            return stream.next()
+            return [stream.next() for _ in range(self.config.accumulate)]
 
     @contextmanager
     def _naming_files(self) -> Iterator[None]:
@@ -200,28 +198,53 @@ class Run:
             return 0
         return max(self.place.step - 1, 0) // max(self.config.adaptation.steps, 1)
 
-    def _step_done(self) -> None:
+    def _bar(self, title: str, total: int) -> Bar:
+        bar = Bar(title, total=total, done=self.place.step, console=self.console)
+        for row in (AVERAGED, ADAPTED, SOURCE_ONLY):
+            if row in self.place.scores:  # so far
+                score = torch.tensor(self.place.scores[row], dtype=torch.float64)
+                bar.show(mIoU=f"{float(score.nanmean()):.1f}")
+                break
+        return bar
+
+    def _begin_epoch(self, cscl: CSCL, bar: Bar) -> None:
+        """Algorithm 1: new thresholds from a pass over the target."""
+        config = self.config.adaptation
+        epoch = self.place.step // config.steps
+        bar.show(epoch=f"{epoch + 1}/{config.epochs}")
+        thresholds = cscl.begin_epoch(self.world.target_pass(), epoch)
+        portion = cscl.labeller.portion
+        self.observers.thresholds(epoch, self.place.step, portion, thresholds)
+
+    def _step_done(self, losses: dict[str, float], bar: Bar, cscl: CSCL | None = None) -> None:
+        """Count a step and, when it is time, tell the observers of it."""
         self.place.step += 1
         self.keeper.timing.steps += 1
-
-    def _log(self, losses: dict[str, float], bar: Bar, cscl: CSCL | None = None) -> None:
-        shown = {"loss": losses["total"]}
+        bar.show(loss=f"{losses['total']:.3f}")
         if "kept" in losses:
-            shown["kept"] = losses["kept"]
-        bar.advance(**shown)
-        if self.place.step % self.config.log_every == 0 or self.place.step == 1:
-            with self.watch("records"):
-                self.observers.log(
-                    {
-                        "phase": self.place.phase,
-                        "epoch": self.epoch,
-                        "step": self.place.step,
-                        "speed": bar.speed,
-                        **{name: value for name, value in losses.items() if name in COLUMNS},
-                    }
-                )
-                if cscl is not None:
-                    self.observers.kept(self.epoch, self.place.step, cscl.kept_by_class())
+            bar.show(kept=f"{losses['kept']:.0%}")
+        bar.advance()
+        if not self._due(self.config.log_every) and self.place.step > 1:
+            return
+        with self.watch("records"):
+            self.observers.log(
+                {
+                    "phase": self.place.phase,
+                    "epoch": self.epoch,
+                    "step": self.place.step,
+                    "speed": bar.speed,
+                    **{name: value for name, value in losses.items() if name in COLUMNS},
+                }
+            )
+            if cscl is not None:
+                self.observers.kept(self.epoch, self.place.step, cscl.kept_by_class())
+
+    def _report_skipped(self, trainer: SourceOnly | CSCL) -> None:
+        if trainer.skipped:
+            self.say(
+                f"{self.place.phase}: {trainer.skipped} updates were skipped, because float16 "
+                "losses or gradients were not finite"
+            )
 
     def _score_source_only(self) -> None:
         """Two rows: the network with the source's statistics, and with the target's."""
@@ -240,20 +263,23 @@ class Run:
         self.say(f"{self.place.phase} step {self.place.step}: {row}: mIoU {score.mean:.1f}")
         return score
 
-    def _score_adapted(self, average: WeightAverage[Any]) -> None:
+    def _score_adapted(self, cscl: CSCL, bar: Bar) -> None:
         """Score trained and averaged weights; keep the checkpoint of the better best."""
         trained = self._score(ADAPTED)
-        averaged = self._score(AVERAGED, average.module)
+        averaged = self._score(AVERAGED, cscl.average.module)
         best = max(trained.mean, averaged.mean)
+        bar.show(mIoU=f"{best:.1f}")
         if best > self.place.best:
             self.place.best = best
-            model = self.model if trained.mean >= averaged.mean else average.module
+            model = self.model if trained.mean >= averaged.mean else cscl.average.module
             self.keeper.save_model("best", model)
+        if self.config.tensorboard:
+            self.observers.centroids(self.epoch, self.place.step, cscl.centroid_distances())
 
-    def _measure_gap(self, players: Players) -> None:
-        if self.gap is not None:
+    def _measure_gap(self, measure: GapMeter | None, cscl: CSCL) -> None:
+        if measure is not None:
             with self.watch("evaluation"):
-                gap = self.gap(players)
+                gap = measure(cscl.players)
             self.observers.gap(self.epoch, self.place.step, gap)
 
     # ------------------------------------------------------------------- beginning and going on
@@ -269,8 +295,18 @@ class Run:
         self.say(f"resuming {self.folder}: {self.place.phase} step {self.place.step}")
         return state
 
-    def _go_on(self, state: State, **streams: Stream) -> None:
-        """Samplers and random generators as they were; making the players drew from the latter."""
+    def _go_on(self, trainer: SourceOnly | CSCL, state: State | None, **streams: Stream) -> None:
+        """Trainer, samplers and random generators as they were; making players drew numbers."""
+        if state is None:
+            return
+        try:
+            trainer.load_state_dict(state.pop("trainer"))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise checkpoint.CheckpointError(
+                f"the state in {self.folder / 'checkpoints'} does not fit this configuration "
+                f"({reason}); resume without the keys that were changed"
+            ) from error
         for name, stream in streams.items():
             stream.seek(state["positions"][name])
         checkpoint.set_random_state(state["random"])

@@ -250,7 +250,7 @@ def test_target_labels_never_influence_training(worlds: Path, tmp_path: Path, ti
         run = tmp_path / name
         assert main(arguments(worlds, run, *options, "--panels", "0")) == 0
         content = load(run / "checkpoints" / "last.pt")
-        results.append({k: content[k] for k in ("model", "cscl")})
+        results.append({k: content[k] for k in ("model", "trainer")})
     assert same(*results)
 
 

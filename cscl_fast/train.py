@@ -27,6 +27,10 @@ from cscl_fast.trainer.update import DivergedError
 def train(config: Config) -> dict[str, Score]:
     """Run one configuration; returns the score of every row of the final table."""
     config.validate()
+    if config.is_study:
+        raise ConfigError(
+            "ablation and sweep make a study of several runs: cscl_fast.studies.run_study runs it"
+        )
     if config.resume is not None:
         config.run = config.resume
     elif config.run is None:

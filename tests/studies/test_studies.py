@@ -23,7 +23,7 @@ from cscl_fast.studies.folders import state_of
 from cscl_fast.studies.launch import last_step
 from cscl_fast.studies.plan import make_plan
 from cscl_fast.studies.scores import spread
-from cscl_fast.train import main
+from cscl_fast.train import main, train
 
 ROWS = ("without-transfer", "without-pseudo-labels", "without-divergence", "full")
 
@@ -154,6 +154,8 @@ def test_a_study_is_not_resumed_and_not_started_in_a_runs_folder(
     assert "goes on with the command" in capsys.readouterr().err
     assert main(command(tmp_path, "--ablation")) == 2
     assert "folder of a single run" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="run_study"):
+        train(parse(command(tmp_path / "study", "--ablation")))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command(tmp_path / "study", "--ablation")) == 2
     assert "torchrun" in capsys.readouterr().err

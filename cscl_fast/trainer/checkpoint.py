@@ -133,7 +133,7 @@ def load(path: Path) -> dict[str, Any]:
             f"this one reads up to {CHECKPOINT_VERSION})"
         )
     if version > 1 and not has_trailer:  # the first version had none
-        raise CheckpointError(f"{path} is damaged: its end is missing, with the checksum")
+        raise CheckpointError(f"{path} is damaged: there is no checksum at its end")
     return content
 
 

@@ -46,10 +46,8 @@ def paint_skyline(brush: Brush) -> None:
 
 def _paint_wood(brush: Brush, block: Skyline) -> None:
     camera, canvas = brush.camera, brush.canvas
-    left, right = (
-        camera.u(block.x - block.width / 2.0, FAR),
-        camera.u(block.x + block.width / 2, FAR),
-    )
+    left = camera.u(block.x - block.width / 2.0, FAR)
+    right = camera.u(block.x + block.width / 2, FAR)
     bottom = camera.v(0.0, FAR) + 2.0
     height = block.height * camera.scale(FAR)
     green = brush.lit(block.color, 0.8 * brush.light.front, FAR)
@@ -65,10 +63,8 @@ def _paint_wood(brush: Brush, block: Skyline) -> None:
 
 def _paint_far_house(brush: Brush, block: Skyline) -> None:
     camera, canvas = brush.camera, brush.canvas
-    left, right = (
-        camera.u(block.x - block.width / 2.0, FAR),
-        camera.u(block.x + block.width / 2, FAR),
-    )
+    left = camera.u(block.x - block.width / 2.0, FAR)
+    right = camera.u(block.x + block.width / 2, FAR)
     scale = camera.scale(FAR)
     bottom = camera.v(0.0, FAR) + 2.0
     top = bottom - block.height * scale
@@ -263,12 +259,8 @@ def _paint_wall_details(brush: Brush, house: Building, along: float) -> None:
     brush.quad((wall, wall), (house.height - 0.35, house.height), (near, far), trim)
     line = house.ground_storey
     brush.quad((wall, wall), (line - 0.12, line + 0.08), (near, far), trim)
-    brush.quad(
-        (wall, wall),
-        (0.0, 0.5),
-        (near, far),
-        brush.lit(house.wall_color, 0.72 * along, middle),
-    )
+    base = brush.lit(house.wall_color, 0.72 * along, middle)
+    brush.quad((wall, wall), (0.0, 0.5), (near, far), base)
     bays = max(1, int((far - near) / house.bay))
     pitch = (far - near) / bays
     random = brush.rng.random

@@ -27,6 +27,7 @@ from cscl_fast.trainer.interrupt import StopBetweenSteps
 from cscl_fast.trainer.journal import COLUMNS
 from cscl_fast.trainer.keeper import Keeper, Place, State
 from cscl_fast.trainer.observers import Observer, Observers
+from cscl_fast.trainer.optimizers import resolve
 from cscl_fast.trainer.players import Batch
 from cscl_fast.trainer.progress import Bar
 from cscl_fast.trainer.records import Records
@@ -44,6 +45,7 @@ class Run:
         self.console = console or Console()
         self.folder = config.run_folder
         self.device = choose_device(config.device)
+        resolve(config.optimizer.implementation, self.device)  # or refuse it now
         if config.threads:
             torch.set_num_threads(config.threads)
         checkpoint.seed_everything(config.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import types
+from pathlib import Path
 
 import apex_stand_in
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from trainer_worlds import TinyModel
 
 from cscl_fast.config import ConfigError, OptimizerConfig
+from cscl_fast.train import main
 from cscl_fast.trainer.optimizers import (
     ApexError,
     Optimizers,
@@ -248,3 +250,13 @@ def test_an_apex_without_its_extensions(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys.modules["apex.optimizers"], "FusedAdam", Unbuilt)
     with pytest.raises(ApexError, match="requires cuda extensions; install it from source"):
         player_optimizer(nn.Linear(2, 2), 0.1, "apex")
+
+
+def test_a_run_refuses_the_toolkit_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apex_stand_in.install(monkeypatch, Adam=object)
+    run = tmp_path / "run"
+    assert main(["--optimizer", "apex", "--device", "cpu", "--run", str(run)]) != 0
+    assert "web toolkit" in " ".join(capsys.readouterr().err.split())
+    assert not run.exists()

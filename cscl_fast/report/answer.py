@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from cscl_fast.report.comparison import (
-    ADAPTED,
-    AVERAGED,
-    PAPER_NAMES,
-    SOURCE_ONLY,
-    TARGET_STATISTICS,
-    Comparison,
-    Kind,
-    Spread,
-)
+from cscl_fast.report.comparison import PAPER_NAMES, Comparison, Kind, Spread
+from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
 LEFT_OUT = {
     "transfer": "the critical transfer",
@@ -25,11 +17,7 @@ def sentences(comparison: Comparison) -> list[str]:
     main = comparison.main
     said = [_result(comparison, main), *_more(main), *_ablations(comparison)]
     unfinished = [run for run in comparison.runs if not run.finished]
-    if unfinished and len(comparison.runs) == 1:
-        said.append(
-            f"The run is not finished ({unfinished[0].place}): these are its scores so far."
-        )
-    elif unfinished:
+    if unfinished and len(comparison.runs) > 1:
         names = ", ".join(f"{run.name} ({run.place})" for run in unfinished[:5])
         more = f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
         said.append(
@@ -42,6 +30,9 @@ def sentences(comparison: Comparison) -> list[str]:
 def _result(comparison: Comparison, main: Kind) -> str:
     before, after = main.last(SOURCE_ONLY), main.last(ADAPTED)
     over = f"Over {main.counted_as}, " if after.n > 1 else ""
+    if not any(run.finished for run in main.counted):
+        so_far = f"So far ({main.counted[0].place})" if len(main.counted) == 1 else "So far"
+        over = f"{so_far}, over {main.counted_as}, " if after.n > 1 else f"{so_far}, "
     method = _method(main)
     if main.source_only or (not after.n and before.n):
         over = f"over {main.counted_as}" if before.n > 1 else ""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-import yaml
-
-from cscl_fast.cli import to_yaml
-from cscl_fast.presets import PRESETS, preset
-from cscl_fast.report.comparison import Comparison
+from cscl_fast.report.comparison import Comparison, preset_values
 from cscl_fast.report.dots import stacked_bar
 from cscl_fast.report.markup import Markup, join, note, table, tag
-from cscl_fast.report.records import RunRecords, flatten, number
+from cscl_fast.report.records import RunRecords, number
 
 PHASES = {"warmup": "Source-only training", "adaptation": "Adaptation"}
+# In the order of their colours: the seventh is grey.
 PARTS = {
     "wait": "waiting for data",
     "labels": "label network and pseudo-labels",
@@ -21,12 +19,13 @@ PARTS = {
     "backward": "backward pass",
     "optimizer": "optimizer",
     "thresholds": "thresholds (Algorithm 1)",
+    "other": "everything else",
     "evaluation": "evaluation",
     "checkpoint": "checkpoints",
     "records": "tables and pictures",
-    "other": "everything else",
 }
 # Of the configuration, what is the run's own and no difference from a preset.
+_PATH = re.compile(r"(?<![\w./…])/(?:[^\s/'\",:]+/)+([^\s/'\",:]+/[^\s/'\",:]+)")
 _OWN = ("run", "preset", "config", "resume", "overwrite")
 
 
@@ -120,7 +119,9 @@ def configuration(comparison: Comparison) -> Markup:
     if differences is None:
         content.append(note(f"The preset {name} is not one of this version."))
     elif differences:
-        rows = [[tag("code", key), _value(mine), _value(usual)] for key, mine, usual in differences]
+        rows = [
+            [tag("code", key), in_words(mine), in_words(usual)] for key, mine, usual in differences
+        ]
         head = ["key", "this run", f"preset {name}"]
         caption = f"What differs from the preset {name}."
         content.append(table(head, rows, caption=caption, text_columns=3))
@@ -128,23 +129,22 @@ def configuration(comparison: Comparison) -> Markup:
         content.append(note(f"Everything is as in the preset {name}."))
     if comparison.differing:
         rows = [
-            [kind.name, *(_value(kind.runs[0].config.get(k, "–")) for k in comparison.differing)]
+            [kind.name, *(in_words(kind.runs[0].config.get(k, "–")) for k in comparison.differing)]
             for kind in comparison.kinds
         ]
         head = ["row", *(tag("code", key) for key in comparison.differing)]
         caption = "What differs between the rows, besides the parts left out."
         content.append(table(head, rows, caption=caption, text_columns=len(head)))
-    whole = tag("pre", tag("code", run.config_text), tabindex="0")
+    whole = tag("pre", tag("code", shortened(run.config_text)), tabindex="0")
     content.append(tag("details", tag("summary", "The whole configuration"), whole))
     return join(content)
 
 
 def from_preset(run: RunRecords) -> list[tuple[str, Any, Any]] | None:
     """(key, this run's value, the preset's) where they differ; None for an unknown preset."""
-    name = run.config.get("preset", "demo")
-    if name not in PRESETS:
+    usual = preset_values(run.config.get("preset", "demo"))
+    if not usual:
         return None
-    usual = flatten(yaml.safe_load(to_yaml(preset(name))))
     return [
         (key, value, usual[key])
         for key, value in run.config.items()
@@ -152,12 +152,18 @@ def from_preset(run: RunRecords) -> list[tuple[str, Any, Any]] | None:
     ]
 
 
-def _value(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A value of the configuration or the environment as the tables write it."""
     if isinstance(value, list | tuple):
         return " ".join(str(v) for v in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value is None else str(value)
+    return "none" if value is None else shortened(str(value))
+
+
+def shortened(text: str) -> str:
+    """Absolute paths with their last two parts only: reports are handed on, home folders not."""
+    return _PATH.sub(r"…/\1", text)
 
 
 def environment(comparison: Comparison) -> Markup:
@@ -169,7 +175,7 @@ def environment(comparison: Comparison) -> Markup:
     keys = list(dict.fromkeys(key for run in recorded for key in run.environment))
     rows = []
     for key in keys:
-        values = list(dict.fromkeys(_value(run.environment.get(key, "–")) for run in recorded))
+        values = list(dict.fromkeys(in_words(run.environment.get(key, "–")) for run in recorded))
         if key in own and len(values) > 1:
             values = [f"{values[0]} (and {len(values) - 1} others)"]
         rows.append([key, "; ".join(values)])

@@ -11,16 +11,9 @@ from typing import Any
 
 from cscl_fast import published
 from cscl_fast.data import CITYSCAPES_19
-from cscl_fast.report.comparison import (
-    ADAPTED,
-    AVERAGED,
-    SOURCE_ONLY,
-    TARGET_STATISTICS,
-    Comparison,
-    Spread,
-    spread,
-)
+from cscl_fast.report.comparison import Comparison, Kind, Spread, spread
 from cscl_fast.scenes import SCENE_CLASS_COLORS, SCENE_CLASS_NAMES
+from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
 Color = tuple[int, int, int]
 
@@ -39,7 +32,7 @@ def columns(comparison: Comparison) -> list[Column]:
     source, main = comparison.source, comparison.main
     keys = ["mIoU", "mIoU*", *comparison.classes]
 
-    def column(title: str, kind: Any, row: str) -> Column:
+    def column(title: str, kind: Kind, row: str) -> Column:
         return Column(title, {key: kind.last(row, key) for key in keys})
 
     found = [
@@ -92,7 +85,7 @@ def paper(comparison: Comparison) -> Paper:
     )
 
 
-def published_name(kind: Any) -> str:
+def published_name(kind: Kind) -> str:
     """The paper's name of a kind of run."""
     if kind.source_only:
         return published.SOURCE_ONLY

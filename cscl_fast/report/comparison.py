@@ -13,8 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cscl_fast.report.records import ReportError, RunRecords, Score
-from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
+import yaml
+
+from cscl_fast.cli import to_yaml
+from cscl_fast.presets import PRESETS, preset
+from cscl_fast.report.records import ReportError, RunRecords, Score, flatten
+from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY
 
 PAPER_NAMES = {"transfer": "TC", "pseudo-labels": "CG", "divergence": "SD"}
 
@@ -69,6 +73,7 @@ class Kind:
 
     name: str
     runs: list[RunRecords]
+    changed: int = 0  # keys in which it differs from its preset, of those that kinds differ in
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -146,7 +151,7 @@ class Comparison:
         """The kind that the report opens with: the full method, as near to its preset as it is."""
         adapted = [kind for kind in self.kinds if not kind.source_only]
         full = [kind for kind in adapted if not kind.without]
-        return (full or adapted or self.kinds)[0]
+        return min(full or adapted or self.kinds, key=lambda kind: kind.changed)
 
     @property
     def shown(self) -> RunRecords:
@@ -203,12 +208,22 @@ def _common_classes(runs: Sequence[RunRecords]) -> list[str]:
 def _kinds(runs: Sequence[RunRecords]) -> list[Kind]:
     """Kinds in the order of the paper's tables: each part left out, then the full method."""
     keys = _differing(runs)
+    usual = {name: preset_values(name) for name in {run.config.get("preset") for run in runs}}
+
+    def changes(run: RunRecords) -> list[str]:
+        values = usual[run.config.get("preset")]
+        return [k for k in keys if _comparable(run.config.get(k)) != _comparable(values.get(k))]
+
     found: dict[tuple[Any, ...], list[RunRecords]] = {}
     for run in runs:
         key = (run.without, *(_comparable(run.config.get(k)) for k in keys))
         found.setdefault(key, []).append(run)
     kinds = [
-        Kind(_name(group[0], keys), sorted(group, key=lambda run: (run.seed or 0, run.name)))
+        Kind(
+            _name(group[0], changes(group[0])),
+            sorted(group, key=lambda run: (run.seed or 0, run.name)),
+            len(changes(group[0])),
+        )
         for group in found.values()
     ]
     order = list(PAPER_NAMES)
@@ -252,11 +267,14 @@ def _name(run: RunRecords, keys: Sequence[str]) -> str:
         name = ", ".join(f"w/o {PAPER_NAMES.get(part, part)}" for part in run.without)
     else:
         name = ADAPTED
-    values = [f"{key.rpartition('.')[2]} {run.config.get(key, '?')}" for key in keys]
+    if len(keys) > 3:  # whole other experiments: their settings would be no name
+        return f"{name} ({run.name})"
+    values = [f"{key.removeprefix('adaptation.')} {run.config.get(key, '?')}" for key in keys]
     return ", ".join([name, *values])
 
 
-__all__ = [
-    "ADAPTED", "AVERAGED", "PAPER_NAMES", "SOURCE_ONLY", "TARGET_STATISTICS",
-    "Comparison", "Kind", "Spread", "compare", "spread",
-]  # fmt: skip
+def preset_values(name: Any) -> dict[str, Any]:
+    """Dotted key → value of a preset; empty for one that this version does not have."""
+    if name not in PRESETS:
+        return {}
+    return flatten(yaml.safe_load(to_yaml(preset(name))))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cscl_fast.report.markup import Markup, escape, figure, join, tag
+from cscl_fast.report.markup import Markup, escape, figure, tag
 
 COLORS = 7  # --line-0 … --line-6 of the style sheet
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 4")
@@ -63,7 +63,7 @@ def chart(
     x_ticks, y_ticks = ticks(0.0, max(xs), 5, whole=True), ticks(min(ys), max(ys), 5)
     frame = _Frame((0.0, max(xs)), (y_ticks[0], y_ticks[-1]))
     drawn = [*_grid(frame, x_ticks, y_ticks, x_label)]
-    for line in lines:
+    for line in reversed(lines):  # the first one lies on top
         drawn += _line(line, frame, x_label, digits)
     label = f"{title}, {unit}: " + "; ".join(
         f"{line.name} {_value(line, digits)}" for line in lines
@@ -142,7 +142,7 @@ def _tick(value: float) -> str:
 
 def _line(line: Line, frame: _Frame, x_label: str, digits: int) -> list[Markup]:
     drawn = []
-    dash = DASHES[line.index % len(DASHES)]
+    dash = _dash(line)
     look = f'class="line c{line.index % COLORS}"' + (f' stroke-dasharray="{dash}"' if dash else "")
     if line.level is not None:
         at = f"{frame.down(line.level):.1f}"
@@ -173,12 +173,17 @@ def _line(line: Line, frame: _Frame, x_label: str, digits: int) -> list[Markup]:
     return drawn
 
 
+def _dash(line: Line) -> str:
+    """With the colours used up, the same colour comes with other dashes."""
+    return DASHES[(line.index + line.index // COLORS) % len(DASHES)]
+
+
 def _path(places: Sequence[tuple[float, float]]) -> str:
     return "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
 def _legend(line: Line, digits: int) -> Markup:
-    dash = DASHES[line.index % len(DASHES)]
+    dash = _dash(line)
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     sample = Markup(
         f'<svg class="sample" viewBox="0 0 28 8" aria-hidden="true">'
@@ -242,6 +247,3 @@ def sparkline(points: Points, label: str, *, high: float) -> Markup:
         "svg", tag("title", label), base, line, viewBox=f"0 0 {width} {height}", role="img",
         aria_label=label, class_="sparkline",
     )  # fmt: skip
-
-
-__all__ = ["Line", "chart", "join", "sparkline", "ticks"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cscl_fast.report.curves import ticks
@@ -55,7 +55,7 @@ def dot_chart(title: str, unit: str, rows: Sequence[Dots], *, remark: str = "") 
     return figure(title, unit, svg, *([tag("p", remark, class_="remark")] if remark else []))
 
 
-def _row(row: Dots, y: float, left: int, across) -> list[Markup]:  # type: ignore[no-untyped-def]
+def _row(row: Dots, y: float, left: int, across: Callable[[float], float]) -> list[Markup]:
     name = row.name if len(row.name) <= 30 else f"{row.name[:29]}…"
     drawn = [
         tag("text", tag("title", row.name), name, x=left - 8, y=f"{y:.1f}", text_anchor="end",

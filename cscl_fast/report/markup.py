@@ -82,10 +82,6 @@ def note(*content: object) -> Markup:
     return tag("p", *content, class_="note")
 
 
-def section(identifier: str, title: str, *content: object) -> Markup:
-    return tag("section", tag("h2", title), *content, id=identifier)
-
-
 def figure(title: str, unit: str, *content: object) -> Markup:
     """A picture with a caption above it: what is shown, and its unit."""
     caption = [tag("strong", title)]

@@ -41,7 +41,6 @@ class RunRecords:
     environment: dict[str, Any] = field(default_factory=dict)
     panels: list[Path] = field(default_factory=list)
     transferability: list[Path] = field(default_factory=list)
-    checkpoint: Path | None = None
 
     @property
     def seed(self) -> int | None:
@@ -92,8 +91,8 @@ class RunRecords:
             steps = [int(number(r["step"])) for r in rows if r.get("phase") == phase]
             if steps:
                 what = "adaptation" if phase == "adaptation" else "warm-up"
-                return f"unfinished: {what} step {max(steps)} of {total}"
-        return "unfinished: no step logged"
+                return f"{what} step {max(steps)} of {total}"
+        return "no step logged"
 
     def scores(self, row: str) -> list[tuple[int, Score]]:
         """(step, score) of every evaluation of this row, in the order of the steps."""
@@ -187,7 +186,6 @@ def read_run(folder: Path, name: str | None = None) -> RunRecords:
         raise ReportError(f"{folder / 'config.yaml'} is not valid YAML: {error}") from None
     if not isinstance(entries, dict):
         raise ReportError(f"{folder / 'config.yaml'} holds no keys and values")
-    checkpoints = [folder / "checkpoints" / f"{name}.pt" for name in ("last", "best", "source")]
     return RunRecords(
         folder=folder,
         name=name or folder.name,
@@ -202,7 +200,6 @@ def read_run(folder: Path, name: str | None = None) -> RunRecords:
         environment=_mapping(folder / "environment.json"),
         panels=[p for p in _pictures(folder / "panels") if p.stem != "overview"],
         transferability=_pictures(folder / "transferability"),
-        checkpoint=next((c for c in checkpoints if c.is_file()), None),
     )
 
 

@@ -7,18 +7,12 @@ from collections.abc import Sequence
 
 from cscl_fast.report import answer, pictures, series
 from cscl_fast.report import classes as by_class
-from cscl_fast.report.comparison import (
-    ADAPTED,
-    PAPER_NAMES,
-    SOURCE_ONLY,
-    TARGET_STATISTICS,
-    Comparison,
-    Spread,
-)
-from cscl_fast.report.curves import sparkline
+from cscl_fast.report.comparison import PAPER_NAMES, Comparison, Spread
+from cscl_fast.report.curves import COLORS, sparkline
 from cscl_fast.report.dots import Dots, dot_chart
 from cscl_fast.report.markup import Markup, escape, join, note, swatch, table, tag
 from cscl_fast.report.records import RunRecords, Table, number
+from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY, TARGET_STATISTICS
 from cscl_fast.trainer.transferability_panels import REWARD_COLORS
 
 SCORES_NOTE = (
@@ -65,7 +59,7 @@ def _kinds_chart(comparison: Comparison) -> Markup:
     adapted = [kind for kind in comparison.kinds if not kind.source_only]
     for index, kind in enumerate(adapted):
         value = kind.last(ADAPTED)
-        color = (len(adapted) - index - 1) % 5
+        color = (len(adapted) - index - 1) % COLORS
         rows.append(Dots(kind.name, value.values, value.mean, value.deviation, index=color))
     remark = "A dot is a run, the upright line their mean, the level line ± one sample deviation."
     return dot_chart("mIoU, last", "%", rows, remark=remark)

@@ -6,28 +6,23 @@ import math
 import statistics
 from collections.abc import Callable
 
-from cscl_fast.report.comparison import (
-    ADAPTED,
-    AVERAGED,
-    SOURCE_ONLY,
-    TARGET_STATISTICS,
-    Comparison,
-    Kind,
-)
+from cscl_fast.report.comparison import Comparison, Kind
 from cscl_fast.report.curves import Line, chart
 from cscl_fast.report.markup import Markup, join
 from cscl_fast.report.records import RunRecords
+from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
 Points = list[tuple[float, float]]
 
-# Column of metrics.csv, title, unit, decimals, ends of the scale.
+# Phase, columns of metrics.csv, title, unit.
 LOSSES: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("adaptation", ("source", "target"), "Segmentation losses, Eq. 7", "nats per pixel"),
     ("adaptation", ("discriminator", "adversarial"), "Adversarial losses, Eq. 1", "nats"),
     ("adaptation", ("divergence",), "Symmetric soft divergence, Eq. 13", "nats per class"),
     ("adaptation", ("regression",), "Regression of the critic, Eq. 6", "reward²"),
     ("adaptation", ("critic",), "What the critic expects, Eq. 5", "negative reward"),
-)  # fmt: skip
+)
+# Column, title, unit, end of the scale that begins at 0.
 SHARES: tuple[tuple[str, str, str, float], ...] = (
     ("kept", "Kept share of the target's locations", "0 to 1", 1.0),
     ("transferability", "Transferability P, mean", "0 to 1", 1.0),
@@ -65,7 +60,7 @@ def score_chart(comparison: Comparison) -> Markup:
     else:
         for index, kind in enumerate(reversed(adapted)):
             line = over_runs(kind, lambda run: _scores(run, ADAPTED))
-            lines.append(Line(kind.name, line.points, line.band, index % 5))
+            lines.append(Line(kind.name, line.points, line.band, index))
     for index, row in ((6, SOURCE_ONLY), (5, TARGET_STATISTICS)):
         level = comparison.source.last(row)
         if level.n:
@@ -134,7 +129,7 @@ def _kinds(comparison: Comparison, points: Callable[[RunRecords], Points]) -> li
     lines = []
     for index, kind in enumerate(reversed(adapted)):
         line = over_runs(kind, points)
-        lines.append(Line(kind.name, line.points, line.band, index % 5))
+        lines.append(Line(kind.name, line.points, line.band, index))
     return lines
 
 

@@ -10,10 +10,11 @@ from PIL import Image
 
 from cscl_fast.report import answer, background, series
 from cscl_fast.report import classes as by_class
-from cscl_fast.report.comparison import ADAPTED, SOURCE_ONLY, TARGET_STATISTICS, Comparison, Spread
+from cscl_fast.report.comparison import Comparison, Spread
 from cscl_fast.report.page import default_title
 from cscl_fast.report.sections import SCORES_NOTE, left_out
 from cscl_fast.report.style import STYLE
+from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY, TARGET_STATISTICS
 
 WIDEST = 1200  # pixels of a picture
 QUALITY = 80  # of WebP
@@ -110,7 +111,8 @@ def _configuration(comparison: Comparison) -> list[str]:
     lines = ["## Configuration", ""]
     lines += [f"Preset `{preset}`; run {_plain(run.name)}."]
     if differences:
-        rows = [[f"`{key}`", str(mine), str(usual)] for key, mine, usual in differences]
+        say = background.in_words
+        rows = [[f"`{key}`", say(mine), say(usual)] for key, mine, usual in differences]
         lines += ["", _table(("what differs", "this run", f"preset {preset}"), rows)]
     if run.environment:
         named = ("cscl_fast", "torch", "processor", "gpu", "threads")

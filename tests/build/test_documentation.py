@@ -15,6 +15,7 @@ from cscl_fast import cli, ops
 from cscl_fast.config import Config
 from cscl_fast.evaluate import EvaluateConfig
 from cscl_fast.predict import PredictConfig
+from cscl_fast.report.__main__ import ReportConfig
 from cscl_fast.trainer.journal import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,7 @@ KEYS = {
         ("train", Config),
         ("evaluate", EvaluateConfig),
         ("predict", PredictConfig),
+        ("report", ReportConfig),
     )
 }
 # Options of other programs, which the text names: pytest, pip, pre-commit, CMake, .ci/run.

@@ -73,7 +73,8 @@ def test_another_setting_is_another_kind(tmp_path: Path) -> None:
         fake_run(tmp_path / f"a{seed}", seed=seed)
         fake_run(tmp_path / f"b{seed}", seed=seed, adaptation__gamma=0.5, threads=4)
     comparison = compare(read_all([tmp_path]))
-    assert [k.name for k in comparison.kinds] == ["CSCL, gamma 0.25", "CSCL, gamma 0.5"]
+    assert [k.name for k in comparison.kinds] == ["CSCL", "CSCL, gamma 0.5"]
+    assert comparison.main.name == "CSCL"  # as the preset has it
     assert comparison.differing == ["adaptation.gamma"]  # the number of threads is of no account
 
 
@@ -112,11 +113,11 @@ def test_unfinished_runs_do_not_count_beside_finished_ones(tmp_path: Path) -> No
     )
     said = sentences(comparison)[-1]
     assert "1 of 2 runs are not finished" in said
-    assert "b (unfinished: adaptation step 100 of 200)" in said
+    assert "b (adaptation step 100 of 200)" in said
 
     alone = compare([read_run(tmp_path / "b")])
     assert alone.main.last(ADAPTED).n == 1
-    assert "these are its scores so far" in sentences(alone)[-1]
+    assert sentences(alone)[0].startswith("So far (adaptation step 100 of 200), CSCL raised")
 
 
 def test_places_of_runs(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_places_of_runs(tmp_path: Path) -> None:
     text = (begun / "metrics.csv").read_text().splitlines()
     (begun / "metrics.csv").write_text("\n".join(text[:5]) + "\nwarmup,0")  # the last row is torn
     run = read_run(begun)
-    assert run.place == "unfinished: warm-up step 40 of 1500"
+    assert run.place == "warm-up step 40 of 1500"
     assert run.classes == [] and sentences(compare([run]))[0] == "There is no score yet."
 
 

@@ -87,7 +87,7 @@ def test_source_only_and_unfinished(tmp_path: Path) -> None:
     assert "A source-only run has no pseudo-labels." in alone.text
     assert "These" not in alone.text
     part = of(fake_run(tmp_path / "part", until=100, pictures=False))
-    assert "The run is not finished (unfinished: adaptation step 100 of 200)" in part.text
+    assert "So far (adaptation step 100 of 200), CSCL raised" in part.text
     begun = tmp_path / "begun"
     fake_run(begun)
     for name in ("metrics.csv", "evaluation.csv", "thresholds.csv", "kept.csv", "gap.csv"):
@@ -138,6 +138,17 @@ def test_paper_column(tmp_path: Path) -> None:
     shown = of(run)
     assert "CSCL, paper" in shown.text
     assert "What differs from the preset gta5-cityscapes" in shown.text
+
+
+def test_paths_of_the_machine_stay_at_home(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", source__root="/home/somebody/data/mine/source",
+                   evaluation__root="relative/data")  # fmt: skip
+    shown = of(run)
+    assert "…/mine/source" in shown.text and "relative/data" in shown.text
+    assert "somebody" not in page(compare([read_run(run)]))
+    markdown = tmp_path / "r.md"
+    assert main([str(run), "--markdown", str(markdown)]) == 0
+    assert "…/mine/source" in markdown.read_text() and "somebody" not in markdown.read_text()
 
 
 def test_large_pictures_are_made_small(tmp_path: Path) -> None:

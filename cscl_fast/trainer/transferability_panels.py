@@ -128,18 +128,26 @@ def _pseudo_labels(labeller: Labeller, images: Tensor, grid: tuple[int, int]) ->
 
 @contextmanager
 def _normalising_as_in_training(players: Players) -> Iterator[None]:
-    """Batch normalisations alone in training mode, unless bn="frozen"; no dropout."""
+    """Evaluation mode, but by the statistics of the batch, unless bn="frozen".
+
+    A batch normalisation without running statistics takes the batch's in evaluation mode too. So
+    nothing is in training mode: no dropout draws, and one synchronised over processes, of which
+    only the first draws pictures, does not wait for the others.
+    """
     modes = {module: module.training for module in players.modules()}
+    layers = [m for m in players.modules() if isinstance(m, _BatchNorm)]
+    statistics = [(layer.running_mean, layer.running_var) for layer in layers]
     try:
         players.eval()
         if players.config.bn != "frozen":
-            for module in players.modules():
-                if isinstance(module, _BatchNorm):
-                    module.train()
+            for layer in layers:
+                layer.running_mean = layer.running_var = None
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for layer, (mean, variance) in zip(layers, statistics, strict=True):
+            layer.running_mean, layer.running_var = mean, variance
 
 
 # --------------------------------------------------------------------------------- the picture

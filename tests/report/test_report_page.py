@@ -140,6 +140,20 @@ def test_paper_column(tmp_path: Path) -> None:
     assert "What differs from the preset gta5-cityscapes" in shown.text
 
 
+def test_the_thirteen_classes_of_synthia(tmp_path: Path) -> None:
+    """16 classes have a second mean, which is no class."""
+    run = fake_run(tmp_path / "run")
+    lines = (run / "evaluation.csv").read_text().splitlines()
+    lines[0] = lines[0].replace("mIoU,", "mIoU,mIoU*,")
+    lines[1:] = [re.sub(r"^((?:[^,]*|\"[^\"]*\"),\d+,(?:\"[^\"]*\"|[^,]*),)", r"\g<1>77.000,", line)
+                 for line in lines[1:]]  # fmt: skip
+    (run / "evaluation.csv").write_text("\n".join(lines) + "\n")
+    comparison = compare([read_run(run)])
+    assert comparison.classes == list(CLASSES)
+    shown = of(run)
+    assert shown.text.count("mIoU* ") == 1
+
+
 def test_paths_of_the_machine_stay_at_home(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", source__root="/home/somebody/data/mine/source",
                    evaluation__root="relative/data")  # fmt: skip

@@ -90,6 +90,21 @@ def test_pictures_of_both_domains_that_disturb_nothing(
         assert picture.height > 192 + CAPTION
 
 
+@pytest.mark.parametrize("bn", ["per-domain", "frozen"])
+def test_normalised_as_in_training(worlds: Path, bn: str) -> None:
+    """P of a batch is the one that a training forward of the same images gives."""
+    players, world, _ = cast(worlds, "--adaptation.bn", bn)
+    players.model.encoder[-1].p = 0.0  # dropout would draw in the training forward
+    images = torch.stack([world.target_plain[i]["clean"] for i in range(2)])
+    expected = players.look(images, source=False, track=False).transferability
+    with torch.no_grad(), transferability_panels._normalising_as_in_training(players):
+        assert not any(module.training for module in players.modules())
+        found = players.look(images, source=False, track=False).transferability
+    assert found is not None and expected is not None
+    torch.testing.assert_close(found, expected)
+    assert all(m.running_mean is not None for m in players.modules() if hasattr(m, "running_mean"))
+
+
 def test_more_images_asked_for_than_there_are(worlds: Path, tmp_path: Path) -> None:
     players, world, labeller = cast(worlds)
     assert len(draw_transferability(tmp_path, players, world, labeller, 100)) == 8 + 7

@@ -73,3 +73,13 @@ class Shapes(griffe.Extension):
             comment = comments(Path(attr.filepath)).get(node.lineno)
             if comment:
                 attr.docstring = griffe.Docstring(comment, lineno=node.lineno, parent=attr)
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """What `__init__` keeps without a word on it is no part of the reference."""
+        begin = cls.members.get("__init__")
+        if not isinstance(begin, griffe.Function):
+            return
+        for name, member in list(cls.members.items()):
+            inside = (begin.lineno or 0) <= (member.lineno or 0) <= (begin.endlineno or 0)
+            if isinstance(member, griffe.Attribute) and inside and member.docstring is None:
+                del cls.members[name]

@@ -16,11 +16,17 @@ EXAMPLES = ROOT / "docs" / "examples"
 COMMANDS = {
     "losses_only": ("--steps", "2"),
     "adversarial_parts": (),
+    "segmentation_models_style": ("--steps", "2"),
+    "deeplabv3_resnet50": (
+        *("--epochs", "1", "--steps", "1", "--size", "64", "96", "--count", "2"),
+    ),
 }
 # What the last line of the output has to tell.
 LOSSES = {
     "losses_only": ("source", "target"),
     "adversarial_parts": ("critic",),
+    "segmentation_models_style": ("source", "target", "adversarial", "divergence", "total"),
+    "deeplabv3_resnet50": ("source", "target", "adversarial", "divergence", "total"),
 }
 
 

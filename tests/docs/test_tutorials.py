@@ -116,10 +116,23 @@ def test_own_data(tmp_path: Path) -> None:
     assert "overview.png" in files
     for row in ("source only", "source only, target statistics", "CSCL"):
         assert f"\n{row} " in files  # the rows that the text explains
+    assert (checkout / "runs" / "mine" / "report.html").is_file()
     assert list((checkout / "predicted" / "labels").glob("*.png"))
     # And the layout that the page shows is the one that the command has drawn.
     for path in ("source/classes.json", "source/labels/train/000.png", "target/labels/val/000.png"):
         assert (checkout / "mine" / path).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_reproducing_a_table(tmp_path: Path) -> None:
+    checkout = copy_of_the_checkout(tmp_path / "checkout")
+    variables = shortened(tmp_path, environment(tmp_path)[1] | {"PYTHONPATH": str(checkout)})
+    _, results, *_ = follow(blocks(TUTORIALS / "reproducing_a_table.md"), checkout, variables)
+    for row in ("source only", "w/o TC", "w/o CG", "w/o SD", "CSCL"):
+        assert row in results
+    for name in ("results.txt", "results.md", "results.csv", "results.json"):
+        assert name in results, f"the page names {name}"
 
 
 @pytest.mark.slow

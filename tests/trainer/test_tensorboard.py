@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainer_worlds import TinyModel, arguments, draw_no_curves, rows, run_through
 
 from cscl_fast.config import ConfigError
 from cscl_fast.data import ClassList
+from cscl_fast.train import main
 from cscl_fast.trainer.evaluation import Score
+from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.tensorboard import TensorBoard, matrix_picture, short
 
 pytest.importorskip("tensorboard")
@@ -194,6 +199,103 @@ def test_overwriting_forgets_the_old_run(tmp_path: Path) -> None:
     warm_up(second, 1, 2)
     second.close()
     assert steps(tmp_path, "warmup", "losses/total") == [1, 2]
+
+
+# ---------------------------------------------------------------------------------- in a real run
+
+KINDS = {
+    "evaluated within epochs": (
+        *("--tensorboard", "--panels", "1", "--adaptation.steps", "3", "--evaluate-every", "2"),
+        *("--save-every", "2"),
+    ),
+    "source only": ("--tensorboard", "--source-only"),
+}
+
+
+def told(run: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Everything but speeds: (phase, tag) → (step, value) in the order of the file."""
+    found = {}
+    for phase in ("warmup", "adaptation"):
+        reader = read(run, phase)
+        for tag in reader.Tags()["scalars"]:
+            if tag not in ("progress/speed", "progress/seconds"):
+                found[phase, tag] = [(e.step, e.value) for e in reader.Scalars(tag)]
+        for tag in reader.Tags()["images"]:
+            found[phase, tag] = [(e.step, float(e.width)) for e in reader.Images(tag)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_no_curves(patch)
+        patch.setattr("cscl_fast.trainer.run.build_model", TinyModel)
+        for kind, options in KINDS.items():
+            run_through(arguments(worlds, folder / kind, *options))
+    return {kind: folder / kind for kind in KINDS}
+
+
+def test_a_run_tells_tensorboard_what_its_tables_hold(whole: dict[str, Path]) -> None:
+    run = whole["evaluated within epochs"]
+    found = told(run)
+    metrics = rows(run / "metrics.csv")
+    offset = {"warmup": 0, "adaptation": 4}
+    for phase in offset:
+        table = [
+            (offset[phase] + int(r["step"]), pytest.approx(float(r["total"]), rel=1e-5))
+            for r in metrics
+            if r["phase"] == phase
+        ]
+        assert found[phase, "losses/total"] == table
+    for row in {r["row"] for r in rows(run / "evaluation.csv")}:
+        means = [float(r["mIoU"]) for r in rows(run / "evaluation.csv") if r["row"] == row]
+        values = [value for _, value in found["adaptation", f"mIoU/{row}"]]
+        assert values == pytest.approx(means, abs=1e-3)
+    for table, tag in (("thresholds", "thresholds/car"), ("kept", "kept/car")):
+        cells = [float(r["car"]) for r in rows(run / f"{table}.csv")]
+        assert [value for _, value in found["adaptation", tag]] == pytest.approx(cells, abs=1e-6)
+    accuracies = [float(r["accuracy"]) for r in rows(run / "gap.csv")]
+    assert [value for _, value in found["adaptation", "gap/accuracy"]] == pytest.approx(accuracies)
+    assert len(found["adaptation", "panels/overview"]) == 1
+
+
+@pytest.mark.parametrize("killed_at", [("warmup", 3), ("warmup", 4), ("adaptation", 1),
+                                       ("adaptation", 3), ("adaptation", 4), ("adaptation", 6)],
+                         ids=str)  # fmt: skip
+def test_a_killed_run_tells_tensorboard_everything_once(
+    worlds: Path,
+    whole: dict[str, Path],
+    tmp_path: Path,
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_at: tuple[str, int],
+) -> None:
+    log = Records.log
+
+    def killing(self: Records, values: dict) -> None:
+        log(self, values)
+        if (values["phase"], values["step"]) == killed_at:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # the second one does not save
+
+    kind = "evaluated within epochs"
+    monkeypatch.setattr(Records, "log", killing)
+    assert main(arguments(worlds, tmp_path / "run", *KINDS[kind])) == 130
+    monkeypatch.setattr(Records, "log", log)
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    assert told(tmp_path / "run") == told(whole[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_that_is_resumed_tells_nothing_twice(
+    worlds: Path, whole: dict[str, Path], tmp_path: Path, tiny: None, kind: str
+) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(worlds, run, *KINDS[kind])) == 0
+    assert main(["--resume", str(run)]) == 0
+    assert told(run) == told(whole[kind])
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
             overall = values["step"] + (4 if values["phase"] == "adaptation" else 0)
             passed[0] += 1
             if overall == stop:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT if stop % 2 else signal.SIGTERM)
 
         monkeypatch.setattr(Records, "log", interrupting)
         assert main(command) == 130

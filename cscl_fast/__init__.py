@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cscl_fast import backends, data, models, ops, scenes
     from cscl_fast.backends import use_backend
     from cscl_fast.config import Config
-    from cscl_fast.trainer.cscl import CSCL, SourceOnly
+    from cscl_fast.trainer.cscl import CSCL
+    from cscl_fast.trainer.source_only import SourceOnly
 
 __all__ = [
     "CSCL",
@@ -37,7 +38,7 @@ __all__ = [
 _NAMES = {
     "CSCL": "cscl_fast.trainer.cscl",
     "Config": "cscl_fast.config",
-    "SourceOnly": "cscl_fast.trainer.cscl",
+    "SourceOnly": "cscl_fast.trainer.source_only",
     "use_backend": "cscl_fast.backends",
 }
 _PARTS = ("backends", "data", "models", "ops", "scenes", "trainer")

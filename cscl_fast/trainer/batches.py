@@ -12,6 +12,9 @@ from torch import Tensor
 from cscl_fast.trainer.players import Batch
 from cscl_fast.trainer.update import Shares
 
+Source = Batch | tuple[Tensor, Tensor]  # a batch, or (images, labels)
+Target = Batch | Tensor  # a batch, or images
+
 
 @dataclass
 class Labelled:

@@ -1,35 +1,30 @@
-"""CSCL and the source-only training before it, as objects for any training loop."""
+"""CSCL as an object for any training loop; `source_only.py` has the training before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from cscl_fast import ops
 from cscl_fast.config import Config
 from cscl_fast.models import SegmentationModel, WeightAverage
-from cscl_fast.trainer.batches import Labelled, as_parts, channels_last
+from cscl_fast.trainer.batches import Source, Target, as_parts, channels_last
 from cscl_fast.trainer.kept import KeptShares
 from cscl_fast.trainer.labelling import Labeller
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
-from cscl_fast.trainer.players import Batch, Pair, Players
+from cscl_fast.trainer.players import Pair, Players
 from cscl_fast.trainer.precision import Precision
+from cscl_fast.trainer.prepare import checked, compile_network, optimizers, prepare
 from cscl_fast.trainer.processes import (
     Processes,
     Shared,
     running_averages,
-    synchronise_batchnorm,
 )
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
+from cscl_fast.trainer.source_only import SourceOnly
 from cscl_fast.trainer.stopwatch import Stopwatch
-from cscl_fast.trainer.update import DivergedError, Losses, Remembered, Update, shares_of
-
-Source = Batch | tuple[Tensor, Tensor]  # a batch, or (images, labels)
-Target = Batch | Tensor  # a batch, or images
+from cscl_fast.trainer.update import Arriving, DivergedError, Remembered, Update, shares_of
 
 __all__ = ["CSCL", "DivergedError", "SourceOnly"]
 
@@ -87,8 +82,7 @@ class CSCL:
         self.stopwatch = stopwatch or Stopwatch()
         self.processes = processes or Processes.alone()
         self.precision = Precision(config.precision, self.device)
-        model.to(memory_format=torch.channels_last)
-        synchronise_batchnorm(model, config, self.processes)
+        prepare(model, config, self.processes)
         self.players = Players(
             model,
             config.adaptation,
@@ -108,6 +102,7 @@ class CSCL:
             autocast=self.precision.autocast,
             processes=self.processes,
         )
+        compile_network(self.labeller.network, config)
         self.optimizers = self._make_optimizers()
         self.schedule = SCHEDULES[config.adaptation.schedule]
         self.shared = self._make_shared()
@@ -197,6 +192,8 @@ class CSCL:
         with self.stopwatch("labels"):
             pseudo = self.labeller.label_parts([batch.clean for batch in targets])
             pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
+            counted = self._kept.count([p.hard for p in pseudo])
+            kept = Arriving(counted)
             self._share(pairs)
         update = Update(
             pairs,
@@ -215,15 +212,14 @@ class CSCL:
                 self._undo(pairs)
             raise
         self.steps_done += 1
-        kept = self._kept.count([pair.pseudo.hard for pair in pairs])
         with self.stopwatch("optimizer"):
             if "model" in update.updated:
                 self.processes.average_(self.statistics)
                 self.average.update(self.model)
-                self._kept.add(kept)
+                self._kept.add(counted)
             else:
                 self._undo(pairs)
-        return self._report(update, kept)
+        return self._report(update.values, kept.tolist())
 
     def _share(self, pairs: Sequence[Pair]) -> None:
         """Give every pair its share of each mean of the step, if it is not all of it."""
@@ -238,14 +234,16 @@ class CSCL:
         self._before.restore()
         self.labeller.forget([pair.pseudo for pair in pairs])
 
-    def _report(self, update: Update[Pair], kept: Tensor) -> dict[str, float]:
-        *by_class, locations = kept.tolist()
-        values = dict(update.values)
-        values["kept"] = sum(by_class) / max(locations, 1)
-        values["total"] = sum(w * values[k] for k, w in self.players.terms.items() if k in values)
-        values["learning_rate"] = self.optimizers.players["model"].param_groups[0]["lr"]
-        values["skipped"] = float(self.skipped)
-        return values
+    def _report(self, losses: dict[str, float], kept: list[int]) -> dict[str, float]:
+        *by_class, locations = kept
+        terms = self.players.terms
+        return {
+            **losses,
+            "kept": sum(by_class) / max(locations, 1),
+            "total": sum(terms[name] * losses[name] for name in terms if name in losses),
+            "learning_rate": self.optimizers.players["model"].param_groups[0]["lr"],
+            "skipped": float(self.skipped),
+        }
 
     # -------------------------------------------------------------------------- for those who watch
 
@@ -289,121 +287,3 @@ class CSCL:
         self.steps_done = state["steps_done"]
         self.epochs_begun = state["epochs_begun"]
         self._kept.load_state_dict(state["kept"])
-
-
-class SourceOnly:
-    """Source-only training, the warm-up before CSCL: cross-entropy at image size.
-
-        warmup = SourceOnly(model, config)
-        for images, labels in loader:
-            losses = warmup.step((images, labels))
-
-    Of `config` count the sections `warmup` and `optimizer`, and what else `CSCL` looks at. What
-    is said there of micro-batches, skipped steps and `DivergedError` holds here, too.
-    """
-
-    def __init__(
-        self,
-        model: SegmentationModel,
-        config: Config | None = None,
-        *,
-        stopwatch: Stopwatch | None = None,
-        processes: Processes | None = None,
-    ) -> None:
-        self.config = config = checked(config)
-        self.device = next(model.parameters()).device
-        self.stopwatch = stopwatch or Stopwatch()
-        self.processes = processes or Processes.alone()
-        self.precision = Precision(config.precision, self.device)
-        synchronise_batchnorm(model, config, self.processes)
-        self.model = model.to(memory_format=torch.channels_last).train()
-        rate = config.warmup.learning_rate
-        players = {"model": model_optimizer(model, config.optimizer, rate)}
-        self.optimizers = optimizers(players, config, config.warmup.steps)
-        self.shared: dict[str | None, Shared] = {"model": Shared(self.processes, model)}
-        self.statistics = running_averages(model)
-        self.steps_done = 0
-        self._before = Remembered(model)
-
-    @property
-    def skipped(self) -> int:
-        """Optimizer steps skipped so far because of float16 values that were not finite."""
-        return self.precision.skipped
-
-    def step(self, source: Source | Sequence[Source]) -> dict[str, float]:
-        """One step on labelled images: `source` (the loss), `total`, `learning_rate`, `skipped`.
-
-        Raises:
-            DivergedError: the loss is not finite; nothing was updated.
-            ValueError: the wrong number of micro-batches.
-            TypeError: source is neither a `Batch` nor two tensors.
-        """
-        batches = as_parts(source, "source", self.config.accumulate, self.device)
-        self.optimizers.set_progress(self.steps_done)
-        if not self.model.training:
-            self.model.train()
-        self._before.save()
-        parts = [Labelled(batch) for batch in batches]
-        if len(parts) > 1 or self.processes.several:
-            counts = [{"source": (part.batch.labels != 255).sum()} for part in parts]
-            for part, shares in zip(parts, shares_of(counts, self.processes), strict=True):
-                part.shares = shares
-        update = Update(
-            parts,
-            _cross_entropy,
-            self.optimizers,
-            self.precision,
-            self.stopwatch,
-            self.processes,
-            self.shared,
-        )
-        try:
-            update("model", self._losses)
-        except BaseException:
-            self._before.restore()
-            raise
-        self.steps_done += 1
-        if update.updated:
-            self.processes.average_(self.statistics)
-        else:
-            self._before.restore()
-        values = dict(update.values)
-        values["total"] = values["source"]
-        values["learning_rate"] = self.optimizers.players["model"].param_groups[0]["lr"]
-        values["skipped"] = float(self.skipped)
-        return values
-
-    def _losses(self, part: Labelled) -> Losses:
-        logits = self.model(part.batch.images)
-        return {"source": ops.upsampled_cross_entropy(logits, part.batch.labels)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on but its batches and random generators."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
-            "precision": self.precision.state_dict(),
-            "steps_done": self.steps_done,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizers.load_state_dict(state["optimizers"])
-        self.precision.load_state_dict(state["precision"])
-        self.steps_done = state["steps_done"]
-
-
-def _cross_entropy(losses: Losses, shares: Losses | None) -> Tensor:
-    return losses["source"] if shares is None else losses["source"] * shares["source"]
-
-
-def checked(config: Config | None) -> Config:
-    """The configuration, with values that can be; those of data sets and weights are not used."""
-    config = config or Config()
-    replace(config, model=replace(config.model, init="loaded by the caller")).validate()
-    return config
-
-
-def optimizers(players: dict[str, torch.optim.Optimizer], config: Config, steps: int) -> Optimizers:
-    settings = config.optimizer
-    return Optimizers(players, steps=steps, power=settings.power, clip_norm=settings.clip_norm)

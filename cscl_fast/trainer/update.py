@@ -6,8 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +34,17 @@ class DivergedError(RuntimeError):
     """
 
     def __init__(
-        self, term: str, value: float, updated: Sequence[str] = (), paths: Sequence[str] = ()
+        self,
+        term: str,
+        value: float,
+        updated: Sequence[str] = (),
+        paths: Sequence[str] = (),
+        why: str = "",
     ) -> None:
         self.term, self.value = term, value
         self.updated, self.paths = tuple(updated), tuple(paths)
         before = f"; before it this step had updated {', '.join(updated)}" if updated else ""
-        super().__init__(f"the loss '{term}' is {value}; it updated no weight{before}")
+        super().__init__(f"the loss '{term}' is {value}; it updated no weight{before}{why}")
 
 
 class Part(Protocol):
@@ -55,27 +59,34 @@ class Part(Protocol):
 AnyPart = TypeVar("AnyPart", bound=Part)
 
 
-@dataclass
-class Reading:
-    """Losses on their way to the host, which has them while the backward pass still runs."""
+class Arriving:
+    """Numbers on their way to the host; who asks for them later does not wait for what follows."""
 
-    names: list[str]
-    numbers: Tensor  # [losses] float32, on the host
-    arrived: torch.cuda.Event | None
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers.detach().to("cpu", non_blocking=True)
+        self.arrived: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
 
-    @classmethod
-    def of(cls, losses: Losses) -> Reading:
-        stacked = torch.stack([loss.detach().float() for loss in losses.values()])
-        numbers = stacked.to("cpu", non_blocking=True)
-        arrived = None
-        if stacked.is_cuda:
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return cls(list(losses), numbers, arrived)
-
-    def values(self) -> dict[str, float]:
+    def tolist(self) -> list[Any]:
         if self.arrived is not None:
             self.arrived.synchronize()
+        found: list[Any] = self.numbers.tolist()
+        return found
+
+
+class Reading:
+    """Losses, each times its share: what a part of a step adds to those of the whole step."""
+
+    def __init__(self, losses: Losses, shares: Shares | None) -> None:
+        self.names = list(losses)
+        numbers = torch.stack([loss.detach().float() for loss in losses.values()])
+        if shares is not None:
+            numbers = numbers * torch.stack([shares[name] for name in losses])
+        self.numbers = Arriving(numbers)
+
+    def values(self) -> dict[str, float]:
         return dict(zip(self.names, self.numbers.tolist(), strict=True))
 
 
@@ -115,6 +126,7 @@ class Update(Generic[AnyPart]):
         self.shared = shared or defaultdict(lambda: Shared(self.processes))
         self.values: dict[str, float] = {}  # every loss so far, over the whole step
         self.updated: list[str] = []  # players
+        self.overflow: tuple[str, float] = ("gradient", math.nan)  # what made the last skip
 
     def __call__(self, player: str | None, losses_of: Callable[[AnyPart], Losses]) -> None:
         """Update `player`, or with None all of them, by the losses of each part."""
@@ -127,13 +139,14 @@ class Update(Generic[AnyPart]):
                 with nullcontext() if last else shared.alone(), self.precision.autocast():
                     losses = shared(losses_of, part)
                 objective = self.objective(losses, part.shares)
-                readings.append(Reading.of(losses))
+                readings.append(Reading(losses, part.shares))
             with self.stopwatch("backward"), self.processes.watching("a backward pass"):
                 self.precision.backward(objective)
             del losses, objective  # the graph of one part at a time
         shared.require_all()
         with self.stopwatch("optimizer"):
-            if self._all_finite(readings):
+            found = [reading.values() for reading in readings]
+            if self._all_finite(found):
                 taken = self.precision.step(self.optimizers, player)
             else:
                 self.precision.skip()
@@ -141,36 +154,36 @@ class Update(Generic[AnyPart]):
             if taken:
                 self.updated += self.optimizers.players if player is None else [player]
             elif self.precision.in_a_row >= SKIPPED_IN_A_ROW:
-                raise DivergedError("gradient", math.nan, self.updated, self._paths())
+                term, value = self.overflow
+                why = f"; {SKIPPED_IN_A_ROW} steps in a row were skipped for such a reason"
+                paths = self._paths(term, found)
+                raise DivergedError(term, value, self.updated, paths, why)
 
-    def _all_finite(self, readings: list[Reading]) -> bool:
+    def _all_finite(self, found: Sequence[dict[str, float]]) -> bool:
         """Whether the update may go on; False, with float16 only: a loss is not finite.
 
         All processes come to the same answer.
         """
-        found = [reading.values() for reading in readings]
         whole: dict[str, float] = {}
-        for part, values in zip(self.parts, found, strict=True):
+        for values in found:
             for term, value in values.items():
-                share = 1.0 if part.shares is None else float(part.shares[term])
-                whole[term] = whole.get(term, 0.0) + share * value
+                whole[term] = whole.get(term, 0.0) + value
         whole = self.processes.add_up(whole)
         for term, value in whole.items():
-            if not math.isfinite(value) and not self.precision.scales:
-                self.optimizers.zero_grad()
-                culprits = [
-                    path
-                    for part, values in zip(self.parts, found, strict=True)
-                    if not math.isfinite(values[term])
-                    for path in part.paths
-                ]
-                of_all = [path for paths in self.processes.gather(culprits) for path in paths]
-                raise DivergedError(term, value, self.updated, of_all)
+            if not math.isfinite(value):
+                self.overflow = (term, value)
+                if not self.precision.scales:
+                    self.optimizers.zero_grad()
+                    raise DivergedError(term, value, self.updated, self._paths(term, found))
         self.values |= whole
         return all(map(math.isfinite, whole.values()))
 
-    def _paths(self) -> list[str]:
-        return [path for part in self.parts for path in part.paths]
+    def _paths(self, term: str, found: Sequence[dict[str, float]]) -> list[str]:
+        """Files of the parts, of all processes, of which this loss is not finite, or of all."""
+        pairs = list(zip(self.parts, found, strict=True))
+        bad = [part for part, values in pairs if not math.isfinite(values.get(term, 0.0))]
+        paths = [path for part in bad for path in part.paths]
+        return [path for of_one in self.processes.gather(paths) for path in of_one]
 
 
 def shares_of(

@@ -8,71 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from step_worlds import SCHEDULES, SIZE, K, begun, config, images, labels, source, tiny, trace
 from torch import Tensor, nn
-from trainer_worlds import TinyModel, same
+from trainer_worlds import same
 
-from cscl_fast import CSCL, Config, SourceOnly
-from cscl_fast.config import AdaptationConfig, ConfigError, OptimizerConfig, WarmupConfig
+from cscl_fast import CSCL, SourceOnly
+from cscl_fast.config import ConfigError, ModelConfig
+from cscl_fast.models import EncoderWithHead, build_model
 from cscl_fast.trainer.journal import COLUMNS
 from cscl_fast.trainer.players import Batch
 from cscl_fast.trainer.stopwatch import Stopwatch
 from cscl_fast.trainer.update import DivergedError
-
-K = 3
-SIZE = (48, 64)
-SCHEDULES = ("joint", "alternating")
-
-
-def config(**changes: Any) -> Config:
-    """Two epochs of four steps; keys of `Config` and of its section `adaptation`."""
-    own = {key: changes.pop(key) for key in list(changes) if key in Config.__dataclass_fields__}
-    adaptation = {"epochs": 2, "steps": 4, "learning_rate": 1e-3, **changes}
-    return Config(
-        **{"optimizer": OptimizerConfig(name="adam"), "warmup": WarmupConfig(steps=8), **own},
-        adaptation=AdaptationConfig(**adaptation),
-    )
-
-
-def tiny(seed: int = 0) -> TinyModel:
-    torch.manual_seed(seed)
-    model = TinyModel("tiny", K)
-    with torch.no_grad():
-        model.classifier.weight.mul_(8)  # so that it predicts every class somewhere
-    return model
-
-
-def images(seed: int, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def labels(seed: int, count: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(100 + seed)
-    blocks = torch.randint(0, K, (count, 1, 6, 8), generator=generator)
-    found = nn.functional.interpolate(blocks.float(), size=SIZE)[:, 0].long()
-    found[:, : 4 + seed] = 255
-    return found
-
-
-def source(seed: int, count: int = 2) -> tuple[Tensor, Tensor]:
-    return images(seed, count), labels(seed, count)
-
-
-def begun(model: TinyModel | None = None, **changes: Any) -> CSCL:
-    """Ready for its first step."""
-    cscl = CSCL(model or tiny(), config(**changes))
-    nn.init.normal_(cscl.players.critic.value.weight, std=0.1)  # every loss at work at once
-    cscl.begin_epoch([images(50), images(51)])
-    return cscl
-
-
-def trace(trainer: CSCL | SourceOnly) -> dict[str, Any]:
-    """What a step leaves behind; the learning rate is set at the beginning of the next anyway."""
-    state = copy.deepcopy(trainer.state_dict())
-    for optimizer in state["optimizers"].values():
-        for group in optimizer["param_groups"]:
-            del group["lr"]
-    return state
-
 
 # --------------------------------------------------------------------------------------- own loops
 
@@ -348,3 +294,58 @@ def test_source_only_takes_no_trace_of_a_bad_batch() -> None:
     with pytest.raises(DivergedError, match="the loss 'source' is nan; it updated no weight"):
         warmup.step((bad, labels(1)))
     assert same(trace(warmup), before)
+
+
+# ----------------------------------------------------------------------------- any encoder and head
+
+
+def test_any_encoder_and_head() -> None:
+    torch.manual_seed(0)
+    whole = tiny()
+    model = EncoderWithHead(whole.encoder, whole.classifier, K, 16, feature_stride=8)
+    cscl = begun(model)
+    losses = cscl.step(source(1), images(2))
+    assert losses == begun(tiny()).step(source(1), images(2))
+
+
+def test_frozen_statistics_stay_and_are_what_training_normalises_by() -> None:
+    cscl = begun(bn="frozen")
+    cscl.model.encoder[-1].p = 0.0
+    before = {name: buffer.clone() for name, buffer in cscl.model.named_buffers()}
+    view = cscl.players.look(images(1), source=False, track=True)
+    cscl.model.eval()
+    assert torch.equal(cscl.model.encode(images(1)).deep, view.features.deep)
+    cscl.step(source(1), images(2))
+    assert same(before, dict(cscl.model.named_buffers()))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_activation_checkpointing_changes_no_bit(schedule: str) -> None:
+    states = []
+    for recomputes in (False, True):
+        settings = ModelConfig(activation_checkpointing=recomputes)
+        torch.manual_seed(0)
+        model = build_model("deeplabv2-resnet18", K)
+        cscl = begun(model, schedule=schedule, model=settings)
+        torch.manual_seed(1)
+        for seed in (1, 2):
+            cscl.step(source(seed), images(10 + seed))
+        states.append(cscl.state_dict())
+    assert same(*states)
+
+
+def test_compiled_steps_are_the_eager_ones_within_rounding() -> None:
+    found = []
+    for compiles in (False, True):
+        warmup = SourceOnly(tiny(), config(compile=compiles))
+        warmup.model.encoder[-1].p = 0.0
+        warmup.step(source(1))
+        cscl = begun(warmup.model, compile=compiles)  # the same network: not compiled twice
+        cscl.labeller.network.encoder[-1].p = 0.0
+        assert (cscl.model.encoder._compiled_call_impl is not None) == compiles
+        assert (cscl.labeller.network.encoder._compiled_call_impl is not None) == compiles
+        found.append([cscl.step(source(1), images(2)) for _ in range(2)][-1])
+        assert all("_orig_mod" not in name for name in cscl.state_dict()["players"])
+    for name, value in found[0].items():
+        # Other kernels, then one Adam step whose signs of tiny gradients may differ.
+        assert found[1][name] == pytest.approx(value, rel=1e-2, abs=1e-3), name

@@ -1,0 +1,43 @@
+"""What a training needs before its first step, whichever it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from cscl_fast.config import Config
+from cscl_fast.models import SegmentationModel, checkpoint_activations, compile_parts
+from cscl_fast.trainer.optimizers import Optimizers
+from cscl_fast.trainer.processes import Processes, synchronise_batchnorm
+
+
+def checked(config: Config | None) -> Config:
+    """The configuration, with values that can be; those of data sets and weights are not used."""
+    config = config or Config()
+    replace(config, model=replace(config.model, init="loaded by the caller")).validate()
+    return config
+
+
+def optimizers(players: dict[str, torch.optim.Optimizer], config: Config, steps: int) -> Optimizers:
+    settings = config.optimizer
+    return Optimizers(players, steps=steps, power=settings.power, clip_norm=settings.clip_norm)
+
+
+def prepare(model: SegmentationModel, config: Config, processes: Processes) -> None:
+    """Let the network compute as configured, in place; a second time changes nothing.
+
+    Raises:
+        CompileError: PyTorch finds no compiler, with `compile`.
+    """
+    model.to(memory_format=torch.channels_last)
+    synchronise_batchnorm(model, config, processes)
+    if config.model.activation_checkpointing:
+        checkpoint_activations(model)
+    compile_network(model, config)
+
+
+def compile_network(model: SegmentationModel, config: Config) -> None:
+    """Compile the network, if that is configured and has not been done."""
+    if config.compile and model.encoder._compiled_call_impl is None:
+        compile_parts(model)

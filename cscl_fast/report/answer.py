@@ -20,9 +20,10 @@ def sentences(comparison: Comparison) -> list[str]:
     if unfinished and len(comparison.runs) > 1:
         names = ", ".join(f"{run.name} ({run.place})" for run in unfinished[:5])
         more = f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
+        counting = ", and do not count beside finished ones of their row"
         said.append(
-            f"{len(unfinished)} of {len(comparison.runs)} runs are not finished and do not count "
-            f"beside finished ones: {names}{more}."
+            f"{len(unfinished)} of {len(comparison.runs)} runs are not finished"
+            f"{counting if len(unfinished) < len(comparison.runs) else ''}: {names}{more}."
         )
     return [sentence.replace(" %", "\u00a0%") for sentence in said]
 
@@ -34,7 +35,9 @@ def _result(comparison: Comparison, main: Kind) -> str:
         so_far = f"So far ({main.counted[0].place})" if len(main.counted) == 1 else "So far"
         over = f"{so_far}, over {main.counted_as}, " if after.n > 1 else f"{so_far}, "
     method = _method(main)
-    if main.source_only or (not after.n and before.n):
+    if not before.n and not after.n:
+        return "There is no score yet."
+    if main.source_only or not after.n:
         over = f"over {main.counted_as}" if before.n > 1 else ""
         text = f"Trained on the source alone{', ' + over + ',' if over else ''} the network"
         text += f" reaches {before.text()} % mIoU on the target"
@@ -42,8 +45,6 @@ def _result(comparison: Comparison, main: Kind) -> str:
         if statistics.n:
             text += f", {statistics.text()} % with the target's batch statistics"
         return text + ("." if main.source_only else "; there is no score of the adaptation yet.")
-    if not after.n:
-        return "There is no score yet."
     gain = main.gain(SOURCE_ONLY)
     if not gain.n:
         return f"{over}{method} reaches {after.text()} % mIoU on the target."

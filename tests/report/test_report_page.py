@@ -86,6 +86,13 @@ def test_source_only_and_unfinished(tmp_path: Path) -> None:
     alone = of(fake_run(tmp_path / "source", source_only=True))
     assert "A source-only run has no pseudo-labels." in alone.text
     assert "These" not in alone.text
+    training = fake_run(tmp_path / "training" / "a", source_only=True)
+    fake_run(tmp_path / "training" / "b", source_only=True, seed=1)
+    for run in (training, tmp_path / "training" / "b"):
+        (run / "evaluation.csv").unlink()
+    begun = of(tmp_path / "training")
+    assert "There is no score yet." in begun.text and "–\u00a0%" not in begun.text
+    assert "2 of 2 runs are not finished: a (warm-up step 1500 of 1500), b" in begun.text
     part = of(fake_run(tmp_path / "part", until=100, pictures=False))
     assert "So far (adaptation step 100 of 200), CSCL raised" in part.text
     begun = tmp_path / "begun"

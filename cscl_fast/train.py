@@ -19,18 +19,30 @@ from cscl_fast.models.weights import WeightsError
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.interrupt import Interrupted
+from cscl_fast.trainer.processes import LostProcessError, Processes
 from cscl_fast.trainer.run import Run
 from cscl_fast.trainer.start import how_to_go_on
 from cscl_fast.trainer.update import DivergedError
 
 
-def train(config: Config) -> dict[str, Score]:
+def train(config: Config, processes: Processes | None = None) -> dict[str, Score]:
     """Run one configuration; returns the score of every row of the final table."""
     config.validate()
     if config.is_study:
         raise ConfigError(
             "ablation and sweep make a study of several runs: cscl_fast.studies.run_study runs it"
         )
+    processes = processes or Processes.alone()
+    config.run = processes.main_does(lambda: _folder(config))
+    return Run(config, processes=processes)()
+
+
+def _folder(config: Config) -> Path:
+    """The run's folder.
+
+    Raises:
+        ConfigError: there is a run in it already.
+    """
     if config.resume is not None:
         config.run = config.resume
     elif config.run is None:
@@ -41,7 +53,7 @@ def train(config: Config) -> dict[str, Score]:
             f"there is a run in {folder} already: go on with it (--resume {folder}), "
             "start it again (--overwrite), or choose another folder (--run FOLDER)"
         )
-    return Run(config)()
+    return folder
 
 
 def next_free(folder: Path) -> Path:
@@ -52,18 +64,25 @@ def next_free(folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: data, weights, a checkpoint or a file failed; 2: configuration; 130: stopped."""
-    config = None
+    config, processes = None, Processes.alone()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--"]:  # that torchrun was given before the options
+        arguments = arguments[1:]
     try:
         config = parse(arguments)
+        processes = Processes.from_environment(config.device, timeout=config.distributed_timeout)
+        if config.is_study and processes.several:
+            raise ConfigError("a study starts its runs itself; start it without torchrun")
         if config.is_study:
             from cscl_fast.studies import run_study
 
             return run_study(config, arguments)
-        train(config)
+        train(config, processes)
+        processes.close()
     except SystemExit as stop:  # --help, or an argument of the wrong type
         return int(stop.code or 0)
     except ConfigError as error:
-        print(f"cscl_fast.train: {error}", file=sys.stderr)
+        _complain(processes, error)
         return 2
     except (
         DataError,
@@ -71,17 +90,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DivergedError,
         WeightsError,
         CompileError,
+        LostProcessError,
         OSError,
     ) as error:
-        print(f"cscl_fast.train: {error}", file=sys.stderr)
+        _complain(processes, error)
         return 1
     except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
+        if processes.is_main:
+            print(f"\n{stop}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:  # not between two steps, or for the second time
         print(f"\nInterrupted. {_what_is_saved(config)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _complain(processes: Processes, error: Exception) -> None:
+    who = f"{processes}: " if processes.several else ""
+    print(f"cscl_fast.train: {who}{error}", file=sys.stderr, flush=True)
 
 
 def _what_is_saved(config: Config | None) -> str:

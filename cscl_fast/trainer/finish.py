@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cscl_fast.models import SegmentationModel
 from cscl_fast.trainer import checkpoint, convergence
-from cscl_fast.trainer.evaluation import Score, table
+from cscl_fast.trainer.evaluation import table
 from cscl_fast.trainer.keeper import Keeper
 from cscl_fast.trainer.labelling import Labeller
 from cscl_fast.trainer.observers import Observer
@@ -30,17 +29,14 @@ class Adapted:
 
 def finish(
     keeper: Keeper, adapted: Adapted | None, observer: Observer, say: Callable[[str], None]
-) -> dict[str, Score]:
-    """Write what a finished run leaves; returns the score of every row of the final table.
+) -> None:
+    """Write what a finished run leaves, and say how it went.
 
     Args:
         adapted: None where the run ends after the source-only training.
     """
-    config, folder, classes = keeper.config, keeper.folder, keeper.world.classes
-    scores = {
-        row: Score(classes, torch.tensor(iou, dtype=torch.float64))
-        for row, iou in keeper.place.scores.items()
-    }
+    config, folder = keeper.config, keeper.folder
+    scores = keeper.scores()
     text = table(scores)
     (folder / "results.txt").write_text(text + "\n")
     (folder / "results.md").write_text(table(scores, markdown=True) + "\n")
@@ -60,7 +56,6 @@ def finish(
         before, after = scores[SOURCE_ONLY].mean, scores[ADAPTED].mean
         say(f"\nmIoU {before:.1f} (source only) -> {after:.1f} (CSCL): {after - before:+.1f}")
     say(f"Run folder: {folder}")
-    return scores
 
 
 def _panels(keeper: Keeper, model: SegmentationModel) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cscl_fast.cli import to_yaml
@@ -15,6 +16,8 @@ from cscl_fast.models import SegmentationModel
 from cscl_fast.trained import to_plain
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.checkpoint import CheckpointError
+from cscl_fast.trainer.evaluation import Score
+from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.timing import Timing
 from cscl_fast.trainer.world import World
@@ -45,12 +48,19 @@ class Keeper:
     Args:
         model: E and C, which every checkpoint holds.
         records: its tables grow with the run; a checkpoint knows how long they were.
+        processes: of the run; the first one writes, the others come along.
     """
 
     def __init__(
-        self, config: Config, world: World, model: SegmentationModel, records: Records
+        self,
+        config: Config,
+        world: World,
+        model: SegmentationModel,
+        records: Records,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.world, self.model, self.records = config, world, model, records
+        self.processes = processes or Processes.alone()
         self.folder = config.run_folder
         self.checkpoints = self.folder / "checkpoints"
         self.place = Place()
@@ -59,13 +69,26 @@ class Keeper:
     def path(self, name: str) -> Path:
         return self.checkpoints / f"{name}.pt"
 
+    def scores(self) -> dict[str, Score]:
+        """Of every row of the final table, so far."""
+        classes = self.world.classes
+        return {
+            row: Score(classes, torch.tensor(iou, dtype=torch.float64))
+            for row, iou in self.place.scores.items()
+        }
+
     # --------------------------------------------------------------------------------------- saving
 
     def save(self, more: State) -> None:
         """Write `last.pt`: all that the run needs to go on as if it had not been stopped."""
+        states = self.processes.gather(checkpoint.random_state())
+        if not self.processes.is_main:
+            return
         state = {
             **self._content(self.model),
-            "random": checkpoint.random_state(),
+            "random": states[0],
+            "random_of_others": states[1:],
+            "images_a_step": self._images_a_step(),
             "tables": self.records.lengths(),
             "timing": self.timing.state_dict(),
             **more,
@@ -75,7 +98,14 @@ class Keeper:
 
     def save_model(self, name: str, model: nn.Module) -> None:
         """Write a network to evaluate or to start from: `source.pt` or `best.pt`."""
-        checkpoint.save(self.path(name), self._content(model))
+        if self.processes.is_main:
+            checkpoint.save(self.path(name), self._content(model))
+
+    def _images_a_step(self) -> int:
+        """Of each domain, in this phase, by all processes."""
+        config = self.config
+        section = config.warmup if self.place.phase == "warmup" else config.adaptation
+        return section.batch_size * config.accumulate * self.processes.count
 
     def _content(self, model: nn.Module) -> State:
         """What every checkpoint holds: a model that evaluates, its classes, and the place."""
@@ -97,6 +127,9 @@ class Keeper:
 
     def start(self) -> None:
         """A run from the beginning: what one that is overwritten has left must not stay."""
+        self.processes.main_does(self._start)
+
+    def _start(self) -> None:
         for path in self.checkpoints.glob("*.pt*"):
             path.unlink()
         for name in ("timing.json", "convergence.csv"):
@@ -131,14 +164,38 @@ class Keeper:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"the network in {path} is not this run's: {reason}") from error
+        self.place = Place(**state["place"])
+        self.timing.load_state_dict(state["timing"])
+        self._require_same_batch(state, warn)
+        self.processes.main_does(lambda: self._go_back(state, warn))
+        return state
+
+    def _go_back(self, state: State, warn: Callable[[str], None]) -> None:
+        """The files of the run as they were at the checkpoint."""
         for name in self.records.go_back(state["tables"]):
             warn(f"warning: {self.folder / name} is shorter than at the checkpoint; rows are lost")
         for part in self.checkpoints.glob("*.part"):  # the process ended while it wrote
             part.unlink()
-        self.place = Place(**state["place"])
-        self.timing.load_state_dict(state["timing"])
         self.write_config()
-        return state
+
+    def _require_same_batch(self, state: State, warn: Callable[[str], None]) -> None:
+        """Another number of processes may go on if a step still learns from as many images."""
+        before, now = 1 + len(state.get("random_of_others", [])), self.processes.count
+        if before == now:
+            return
+        images = state.get("images_a_step", self._images_a_step())
+        phase = self.place.phase
+        if images != self._images_a_step():
+            raise CheckpointError(
+                f"{self.path('last')} was written by {before} process(es), which learned from "
+                f"{images} images a step; with {now} it would be {self._images_a_step()}. Go on "
+                f"with as many processes, or choose {phase}.batch_size and accumulate so that "
+                f"their product is {images} / {now}"
+            )
+        warn(
+            f"note: the run goes on with {now} process(es) instead of {before}, with as many "
+            "images a step; dropout draws other random numbers"
+        )
 
     def write_config(self) -> None:
         (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -59,7 +60,7 @@ class Processes:
     ) -> None:
         self.rank, self.count, self.local_rank = rank, count, local_rank
         self.timeout = timeout
-        self.how_to_go_on = "the same command with --resume RUN_FOLDER"  # for the messages
+        self.how_to_go_on = f"{self.command} --resume RUN_FOLDER"  # for the messages
 
     @staticmethod
     def alone() -> Processes:
@@ -115,6 +116,15 @@ class Processes:
     def several(self) -> bool:
         return self.count > 1
 
+    @property
+    def command(self) -> str:
+        """What starts as many processes of the training; its options follow."""
+        if not self.several:
+            return "python -m cscl_fast.train"
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        machines = f"--nnodes {self.count // here} " if here < self.count else ""
+        return f"torchrun {machines}--nproc-per-node {here} -m cscl_fast.train --"
+
     def __str__(self) -> str:
         return f"process {self.rank + 1} of {self.count}"
 
@@ -148,16 +158,38 @@ class Processes:
 
     def gather(self, value: Any) -> list[Any]:
         """What each process holds, in the order of the ranks: anything that can be pickled."""
-        found: list[Any] = [None] * self.count
         if not self.several:
             return [value]
+        packed = io.BytesIO()
+        torch.save(value, packed)  # pickle alone does not take every type of tensor
+        found: list[Any] = [None] * self.count
         with self.watching("an exchange"):
-            distributed.all_gather_object(found, value)
-        return found
+            distributed.all_gather_object(found, packed.getvalue())
+        return [torch.load(io.BytesIO(one), weights_only=False) for one in found]
 
     def from_main(self, value: Result) -> Result:
         """What the first process holds."""
         return self.gather(value if self.is_main else None)[0] if self.several else value
+
+    def main_does(self, action: Callable[[], Result]) -> Result:
+        """What the first process finds by `action`, for all. If that fails, they all end."""
+        if not self.several:
+            return action()
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except Exception as caught:
+                error = caught
+        failed, found = self.gather((error is not None, result) if self.is_main else None)[0]
+        if error is not None:
+            raise error
+        if failed:
+            with suppress(LostProcessError):
+                self.barrier()  # until the first one has said what is wrong, and ended
+            raise SystemExit(1)
+        answer: Result = found
+        return answer
 
     @torch.no_grad()
     def copy_from_main(self, module: nn.Module) -> None:
@@ -193,7 +225,7 @@ class Processes:
             if not is_sign_of_loss(error):
                 raise
             raise LostProcessError(
-                f"{self} has lost another process in {what}: it ended, or did not answer for "
+                f"lost another process in {what}: it ended, or did not answer for "
                 f"{self.timeout:g} s (distributed_timeout). If it could leave a message of its "
                 "own, it stands above; if not, the system may have ended it (out of memory: "
                 "`dmesg | tail`). This process ends too. Go on from the last checkpoint with:\n"
@@ -314,7 +346,8 @@ def synchronise_batchnorm(model: nn.Module, config: Config, processes: Processes
     if processes.several:
         for module in list(model.modules()):
             for name, layer in module.named_children():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                is_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+                if is_norm and not isinstance(layer, nn.SyncBatchNorm):
                     setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(layer))
 
 

@@ -73,6 +73,8 @@ class Bar:
         self.done += 1
         self.progress.update(self.task, advance=1, numbers=self.text)
         now = time.monotonic()
+        if self.console.quiet:
+            return
         if not self.console.is_terminal and (now - self.spoke > EVERY or self.done == self.total):
             self.spoke = now
             left = timedelta(seconds=round((self.total - self.done) / max(self.speed, 1e-9)))

@@ -29,6 +29,7 @@ from cscl_fast.trainer.keeper import Keeper, Place, State
 from cscl_fast.trainer.observers import Observer, Observers
 from cscl_fast.trainer.optimizers import resolve
 from cscl_fast.trainer.players import Batch
+from cscl_fast.trainer.processes import Processes, synchronise_batchnorm
 from cscl_fast.trainer.progress import Bar
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
@@ -40,16 +41,24 @@ from cscl_fast.trainer.world import Stream, World
 class Run:
     """One run of one configuration in one folder, which is not touched before the run begins."""
 
-    def __init__(self, config: Config, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        console: Console | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         self.config = config
-        self.console = console or Console()
+        self.processes = processes or Processes.alone()
+        self.console = console or Console(quiet=not self.processes.is_main)
         self.folder = config.run_folder
-        self.device = choose_device(config.device)
+        self.processes.how_to_go_on = how_to_go_on(self.folder, self.processes)
+        self.device = choose_device(config.device, self.processes)
         resolve(config.optimizer.implementation, self.device)  # or refuse it now
         if config.threads:
             torch.set_num_threads(config.threads)
         checkpoint.seed_everything(config.seed)
-        self.world = World(config, self.device)
+        rank, count = self.processes.rank, self.processes.count
+        self.world = World(config, self.device, rank=rank, count=count)
         self.classes = self.world.classes
         self.model = build_model(config.model.architecture, self.classes.num_classes)
         if config.model.init != "none" and config.resume is None:
@@ -59,16 +68,20 @@ class Run:
         if config.model.batchnorm_affine == "frozen":
             freeze_affine(self.model)
         self.model.to(self.device).to(memory_format=torch.channels_last)
+        synchronise_batchnorm(self.model, config, self.processes)
         if config.model.activation_checkpointing:
             checkpoint_activations(self.model)
         if config.compile:
             compile_parts(self.model)
         self.records = Records(self.folder, self.classes)
-        self.keeper = Keeper(config, self.world, self.model, self.records)
+        self.keeper = Keeper(config, self.world, self.model, self.records, self.processes)
         self.observers = Observers(self._observers())
         self.watch = self.keeper.timing.stopwatch
+        self._draw_apart()
 
     def _observers(self) -> list[Observer]:
+        if not self.processes.is_main:
+            return []
         observers: list[Observer] = [self.records]
         if self.config.tensorboard:
             from cscl_fast.trainer.tensorboard import TensorBoard
@@ -93,12 +106,14 @@ class Run:
 
     def _run(self) -> dict[str, Score]:
         config = self.config
-        self.world.check(self.say)
+        self.processes.main_does(lambda: self.world.check(self.say))
         if not config.source_only and "transfer" not in config.without:
             require_large_enough(self.world, self.model, config.adaptation)
         try:
             state = self._begin()
-            write_environment(self.folder, environment(self.device))
+            if self.processes.is_main:
+                entries = environment(self.device, self.processes.count)
+                write_environment(self.folder, entries)
             if self.place.phase == "warmup":
                 self.warm_up(state)
                 state = None
@@ -106,8 +121,11 @@ class Run:
                 self.place.phase, self.place.step = "adaptation", 0
             adapted = None if config.source_only else self.adapt(state)
             del state
-            self.keeper.timing.write(self.folder)
-            return finish(self.keeper, adapted, self.observers, self.say)
+            if self.processes.is_main:
+                self.keeper.timing.write(self.folder)
+                finish(self.keeper, adapted, self.observers, self.say)
+            self.processes.barrier()
+            return self.keeper.scores()
         finally:
             self.observers.close()
 
@@ -118,7 +136,9 @@ class Run:
         if config.steps == 0:
             return
         stream = self.world.stream("source", config.batch_size)
-        trainer = SourceOnly(self.model, self.config, stopwatch=self.watch)
+        trainer = SourceOnly(
+            self.model, self.config, stopwatch=self.watch, processes=self.processes
+        )
         self._go_on(trainer, state, source=stream)
 
         def content() -> State:
@@ -139,7 +159,7 @@ class Run:
         """CSCL: an epoch begins with new thresholds, then steps of the chosen schedule."""
         config = self.config.adaptation
         self.keeper.timing.begin("adaptation")
-        cscl = CSCL(self.model, self.config, stopwatch=self.watch)
+        cscl = CSCL(self.model, self.config, stopwatch=self.watch, processes=self.processes)
         source = self.world.stream("source", config.batch_size)
         target = self.world.stream("target", config.batch_size)
         self._go_on(cscl, state, source=source, target=target)
@@ -255,11 +275,17 @@ class Run:
         if self.config.adaptation.bn_batches > 0:
             batches = self.world.target_statistics(self.config.adaptation.bn_batches)
             reestimate_statistics(self.model, batches)
+            self.processes.copy_from_main(self.model)
         self._score(TARGET_STATISTICS)
 
     def _score(self, row: str, model: torch.nn.Module | None = None) -> Score:
         with self.watch("evaluation"):
-            score = evaluate(model or self.model, self.world.evaluation_batches(), self.classes)
+            score = evaluate(
+                model or self.model,
+                self.world.evaluation_batches(),
+                self.classes,
+                self.processes,
+            )
         self.place.scores[row] = score.iou.tolist()
         self.observers.score(row, self.place.phase, self.place.step, score)
         self.say(f"{self.place.phase} step {self.place.step}: {row}: mIoU {score.mean:.1f}")
@@ -279,7 +305,7 @@ class Run:
             self.observers.centroids(self.epoch, self.place.step, cscl.centroid_distances())
 
     def _measure_gap(self, measure: GapMeter | None, cscl: CSCL) -> None:
-        if measure is not None:
+        if measure is not None and self.processes.is_main:
             with self.watch("evaluation"):
                 gap = measure(cscl.players)
             self.observers.gap(self.epoch, self.place.step, gap)
@@ -311,7 +337,16 @@ class Run:
             ) from error
         for name, stream in streams.items():
             stream.seek(state["positions"][name])
-        checkpoint.set_random_state(state["random"])
+        states = [state["random"], *state.get("random_of_others", [])]
+        if len(states) == self.processes.count:
+            checkpoint.set_random_state(states[self.processes.rank])
+        else:
+            self._draw_apart(self.place.step)
+
+    def _draw_apart(self, step: int = 0) -> None:
+        """Random numbers of its own for every process (dropout); the first draws as if alone."""
+        if step or not self.processes.is_main:
+            checkpoint.seed_everything(hash((self.config.seed, step, self.processes.rank)) % 2**31)
 
     def _save(self, content: Callable[[], State]) -> None:
         with self.watch("checkpoint"):
@@ -322,8 +357,9 @@ class Run:
             save=lambda: self._save(content),
             message=lambda: (
                 f"Interrupted at {self.place.phase} step {self.place.step}; everything is saved. "
-                f"Go on with:\n  {how_to_go_on(self.folder)}"
+                f"Go on with:\n  {how_to_go_on(self.folder, self.processes)}"
             ),
+            processes=self.processes,
         )
 
 

@@ -13,17 +13,20 @@ from cscl_fast.models import SegmentationModel
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.labelling import evaluating, image_size
 from cscl_fast.trainer.players import discriminator_strides
+from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.world import World
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one.
+def choose_device(name: str, processes: Processes | None = None) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one. Each process has its own GPU.
 
     Raises:
         ConfigError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes is not None and processes.several:
+        name = f"cuda:{processes.local_rank}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:  # without CUDA PyTorch raises the latter
@@ -49,9 +52,10 @@ def affine_for(init: str) -> Literal["frozen", "trained"]:
     return "frozen" if content.get("batchnorm_affine") == "frozen" else "trained"
 
 
-def how_to_go_on(folder: Path) -> str:
+def how_to_go_on(folder: Path, processes: Processes | None = None) -> str:
     """The command that goes on with the run in this folder."""
-    return f"python -m cscl_fast.train --resume {shlex.quote(str(folder))}"
+    command = (processes or Processes.alone()).command
+    return f"{command} --resume {shlex.quote(str(folder))}"
 
 
 def require_large_enough(world: World, model: SegmentationModel, config: AdaptationConfig) -> None:

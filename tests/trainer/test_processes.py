@@ -10,8 +10,8 @@ import torch
 from several_processes import finish, run_scenario, start
 from torch import nn
 
-from cscl_fast.config import ConfigError
-from cscl_fast.trainer.processes import Processes, Shared, is_sign_of_loss
+from cscl_fast.config import Config, ConfigError
+from cscl_fast.trainer.processes import Processes, Shared, is_sign_of_loss, synchronise_batchnorm
 
 AGREE = "agreement,gradients,thresholds_and_centroids"
 
@@ -25,7 +25,7 @@ def test_two_processes_agree_until_one_ends_and_the_other_says_so(tmp_path: Path
     first, second = finish(start(script, f"{AGREE},absent", str(tmp_path)))
     assert second[0] == 7, second[1]
     assert first[0] == 1, first[1]
-    assert "process 1 of 2 has lost another process in a sum" in first[1]
+    assert "lost another process in a sum" in first[1]
     assert "out of memory" in first[1]
     assert "the command that goes on" in first[1]
 
@@ -57,6 +57,13 @@ def test_a_gpu_for_each_process_or_none(monkeypatch: pytest.MonkeyPatch) -> None
         Processes.from_environment("cuda")
     with pytest.raises(ConfigError, match="device is cuda:1; with 2 processes"):
         Processes.from_environment("cuda:1")
+
+
+def test_batch_normalisation_is_not_synchronised_on_the_cpu() -> None:
+    config = Config(sync_batchnorm=True)
+    with pytest.raises(ConfigError, match="sync_batchnorm is set, and PyTorch .* on GPUs only"):
+        synchronise_batchnorm(nn.BatchNorm2d(3), config, Processes.alone())
+    synchronise_batchnorm(nn.BatchNorm2d(3), Config(), Processes.alone())
 
 
 def test_other_errors_keep_their_own_message() -> None:

@@ -61,7 +61,7 @@ def test_a_gpu_for_each_process_or_none(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_batch_normalisation_is_not_synchronised_on_the_cpu() -> None:
     config = Config(sync_batchnorm=True)
-    with pytest.raises(ConfigError, match="sync_batchnorm is set, and PyTorch .* on GPUs only"):
+    with pytest.raises(ConfigError, match=r"sync_batchnorm is set, and PyTorch .* on GPUs only"):
         synchronise_batchnorm(nn.BatchNorm2d(3), config, Processes.alone())
     synchronise_batchnorm(nn.BatchNorm2d(3), Config(), Processes.alone())
 

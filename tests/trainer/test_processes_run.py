@@ -14,7 +14,9 @@ import pytest
 import tiny_train
 import torch
 from several_processes import PATIENCE, finish, run_scenario, start
-from trainer_worlds import CLASSES, arguments, load, rows, run_through, same
+from trainer_worlds import CLASSES, arguments, draw_no_curves, load, rows, run_through, same
+
+from cscl_fast.train import main
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "tiny_train.py"
@@ -90,7 +92,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process as in tiny_train.py."""
     for module in ("trainer.run", "trained"):
         monkeypatch.setattr(f"cscl_fast.{module}.build_model", tiny_train.without_dropout)
-    monkeypatch.setattr("cscl_fast.trainer.records.Records.curves", lambda self: None)
+    draw_no_curves(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +130,7 @@ def test_two_processes_are_one_with_twice_the_batch(
     assert len(metrics[0]) == len(metrics[1]) == 6
     for one, other in zip(*metrics, strict=True):
         for name, value in one.items():
-            # Rewards ask which of two probabilities is larger: of equal ones, rounding decides.
-            if name not in ("seconds", "speed", "phase", "reward", "regression") and value:
+            if name not in UNLIKE and value:
                 # float32 sums in another order, and Adam's steps of one size for any gradient;
                 # P here is 1 less an entropy of almost 1, of which 1e-7 is a float32's last bit.
                 close = math.isclose(float(value), float(other[name]), rel_tol=2e-4, abs_tol=1e-6)
@@ -161,16 +162,11 @@ def test_stopped_together_and_resumed_bit_for_bit(
     # Another number of processes: with as many images a step it may go on, else not.
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    refused = finish(start(SCRIPT, "--resume", str(other), count=1))
-    assert refused[0][0] == 1
-    assert (
-        "choose adaptation.batch_size and accumulate so that their product is 2 / 1"
-        in (refused[0][1])
-    )
-    one = ["--resume", str(other), "--adaptation.batch-size", "2"]
-    status, text = finish(start(SCRIPT, *one, count=1))[0]
-    assert status == 0, text
-    assert "note: the run goes on with 1 process(es) instead of 2" in text
+    assert main(["--resume", str(other)]) == 1
+    fits = "choose adaptation.batch_size and accumulate so that their product is 2 / 1"
+    assert fits in capsys.readouterr().err
+    run_through(["--resume", str(other), "--adaptation.batch-size", "2"])
+    assert "note: the run goes on with 1 process(es) instead of 2" in capsys.readouterr().out
     assert len(rows(other / "metrics.csv")) == 6
 
     resumed = two("--resume", str(run))

@@ -164,6 +164,21 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader() -> None:
     assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
 
 
+def test_the_next_batches_are_made_while_their_reader_computes() -> None:
+    third = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        for i in range(100):
+            if i == 2:
+                third.set()
+            yield i
+
+    ahead = read_ahead(numbers(), count=2)
+    assert next(ahead) == 0
+    assert third.wait(60)  # nobody asked for it yet
+    ahead.close()
+
+
 def test_an_error_comes_where_its_batch_would_have_been() -> None:
     def failing() -> Iterator[int]:
         yield 1

@@ -150,6 +150,7 @@ class GapMeter:
         size = None if source.size == "default" else source.size  # "default" is resolved by now
         plain = replace(source, label_size=size)
         self.source = open_dataset(plain, training=False, seed=self.seed)
+        self.source.share_cache(world.source)
         self.target = world.target_plain
 
     def __call__(self, players: WithDiscriminator) -> DomainGap:

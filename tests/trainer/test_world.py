@@ -96,6 +96,17 @@ def test_batches_come_as_the_networks_take_them(config: Config) -> None:
     assert batch.clean is batch.images
 
 
+def test_caches_change_no_batch(config: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = []
+    for cache, workers in (("none", 0), ("ram", 0), ("disk", 0), ("disk", 1), ("disk", 0)):
+        world = World(replace(config, cache=cache, workers=workers), CPU)  # type: ignore[arg-type]
+        passes = [*world.target_pass(), *(images for images, _ in world.evaluation_batches())]
+        found.append(take(world.stream("source", 2), 6) + passes)
+    assert all(same(batches, found[0]) for batches in found)
+    assert len(list(tmp_path.rglob("*.decoded"))) == 8 + 7 + 5
+
+
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_one_key_sets_all_caches(config: Config, cache: str) -> None:
     world = World(replace(config, cache=cache), CPU)  # type: ignore[arg-type]

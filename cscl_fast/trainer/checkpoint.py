@@ -193,7 +193,7 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
         except CheckpointError as other:
             raise CheckpointError(f"{error}, and {other}: nothing to go on from") from other
         warn(f"warning: {error}. Going on from the one before it, {previous}")
-    if last.exists():
+    with contextlib.suppress(FileNotFoundError):  # missing, or another process was faster
         os.replace(last, folder / DAMAGED)
         warn(f"warning: {last} is kept as {folder / DAMAGED}")
     return content

@@ -9,13 +9,7 @@ import torch
 from rich.console import Console
 
 from cscl_fast.config import Config
-from cscl_fast.models import (
-    build_model,
-    checkpoint_activations,
-    compile_parts,
-    freeze_affine,
-    reestimate_statistics,
-)
+from cscl_fast.models import build_model, freeze_affine, reestimate_statistics
 from cscl_fast.models.weights import load_weights
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.cscl import CSCL, SourceOnly
@@ -29,7 +23,8 @@ from cscl_fast.trainer.keeper import Keeper, Place, State
 from cscl_fast.trainer.observers import Observer, Observers
 from cscl_fast.trainer.optimizers import resolve
 from cscl_fast.trainer.players import Batch
-from cscl_fast.trainer.processes import Processes, synchronise_batchnorm
+from cscl_fast.trainer.prepare import prepare
+from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.progress import Bar
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
@@ -67,12 +62,7 @@ class Run:
             config.model.batchnorm_affine = affine_for(config.model.init)
         if config.model.batchnorm_affine == "frozen":
             freeze_affine(self.model)
-        self.model.to(self.device).to(memory_format=torch.channels_last)
-        synchronise_batchnorm(self.model, config, self.processes)
-        if config.model.activation_checkpointing:
-            checkpoint_activations(self.model)
-        if config.compile:
-            compile_parts(self.model)
+        prepare(self.model.to(self.device), config, self.processes)
         self.records = Records(self.folder, self.classes)
         self.keeper = Keeper(config, self.world, self.model, self.records, self.processes)
         self.observers = Observers(self._observers())

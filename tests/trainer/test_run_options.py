@@ -150,6 +150,6 @@ def test_the_network_is_prepared_as_asked(
 ) -> None:
     prepared = []
     name = {"--compile": "compile_parts"}.get(key, "checkpoint_activations")
-    monkeypatch.setattr(f"cscl_fast.trainer.run.{name}", lambda model: prepared.append(model))
+    monkeypatch.setattr(f"cscl_fast.trainer.prepare.{name}", lambda model: prepared.append(model))
     run = Run(parse(arguments(worlds, tmp_path / "run", key)))
     assert prepared == [run.model]

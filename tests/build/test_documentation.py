@@ -29,6 +29,7 @@ KEYS = {
         ("report", ReportConfig),
     )
 }
+KEYS["train"].add("optimizer")  # short for optimizer.implementation
 # Options of other programs, which the text names: pytest, pip, pre-commit, CMake, .ci/run.
 FOREIGN = {
     "quick",

@@ -35,9 +35,9 @@ class CSCL:
         model = build_model("deeplabv2-resnet101", num_classes=19)  # or an EncoderWithHead
         cscl = CSCL(model.to("cuda"), Config(precision="bfloat16"))
         for epoch in range(4):
-            cscl.begin_epoch(images for images in target_images)  # all of them: Algorithm 1
-            for source_images, source_labels, target_images in loader:
-                losses = cscl.step((source_images, source_labels), target_images)
+            cscl.begin_epoch(all_target_images)  # batches of them: Algorithm 1
+            for images, labels, target_images in loader:
+                losses = cscl.step((images, labels), target_images)
 
     The model is trained in place; `cscl.average.module` is the exponential average of its weights.
     Images are normalised as the model wants them, [B, 3, H, W] float32; labels [B, H, W] int64,
@@ -188,7 +188,7 @@ class CSCL:
         if not self.model.training:
             self.model.train()
         self._before.save()
-        # Pseudo-labels by Eq. 10, from the label network.
+        # Algorithm 2, line 3: pseudo-labels by Eq. 10, from the label network.
         with self.stopwatch("labels"):
             pseudo = self.labeller.label_parts([batch.clean for batch in targets])
             pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
@@ -205,7 +205,7 @@ class CSCL:
             self.shared,
         )
         try:
-            # Eq. 1–7 and 11–14: D, T_C, T_Q, and E with C.
+            # Lines 4–9: D, T_C, T_Q, and E with C, at once or one after the other.
             self.schedule(self.players, update)
         except BaseException as error:
             if not self.processes.several or isinstance(error, DivergedError):  # as in all of them

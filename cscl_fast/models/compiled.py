@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,8 +27,23 @@ def compile_parts(model: SegmentationModel) -> None:
         CompileError: PyTorch finds no compiler for the device of the network.
     """
     _require_compiler(next(model.parameters()).device)
-    model.encoder.compile()
-    model.classifier.compile()
+    settings = _several_versions()
+    model.encoder.compile(**settings)
+    model.classifier.compile(**settings)
+
+
+def _several_versions() -> dict[str, Any]:
+    """Settings of torch.compile that let every network have the versions that training needs.
+
+    With and without gradients, with and without running statistics that move, in training and in
+    evaluation, for each image size: PyTorch's limit of 8, counted over all networks of a process,
+    would leave some of them uncompiled.
+    """
+    limit = 32
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": limit, "isolate_recompiles": True}
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * limit)
+    return {}
 
 
 def _require_compiler(device: torch.device) -> None:

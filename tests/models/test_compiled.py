@@ -65,7 +65,7 @@ def step(model):
 def test_a_compiled_step_computes_what_an_eager_one_does(recomputing, backend, monkeypatch):
     if backend is not None:  # without the C++ compiler, which is slow
         compiled = nn.Module.compile
-        monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend=backend))
+        monkeypatch.setattr(nn.Module, "compile", lambda m, **k: compiled(m, backend=backend, **k))
         monkeypatch.setattr("cscl_fast.models.compiled._require_compiler", lambda device: None)
     torch.manual_seed(0)
     eager = Small()

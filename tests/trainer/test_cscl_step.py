@@ -349,3 +349,17 @@ def test_compiled_steps_are_the_eager_ones_within_rounding() -> None:
     for name, value in found[0].items():
         # Other kernels, then one Adam step whose signs of tiny gradients may differ.
         assert found[1][name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+
+
+def test_every_way_a_network_is_called_gets_compiled() -> None:
+    """Beyond PyTorch's limit of eight versions, a network would silently run uncompiled."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    cscl = begun(schedule="alternating", compile=True)
+    cscl.step(source(1), images(2))
+    cscl.model.eval()
+    with torch.no_grad():
+        cscl.model(images(3, 1))
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 8
+    assert not [why for why in counters["unimplemented"] if "limit" in why]

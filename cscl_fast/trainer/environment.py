@@ -19,6 +19,7 @@ import torch
 from cscl_fast import backends
 from cscl_fast._version import __version__
 from cscl_fast.info import processor_name
+from cscl_fast.trainer.processes import Processes
 
 Entries = dict[str, str | int | float]
 
@@ -57,7 +58,8 @@ def environment(
     if device.type == "cuda":
         entries["gpu"] = torch.cuda.get_device_name(device)
     entries["started"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    entries["command"] = command(sys.argv[1:] if arguments is None else arguments)
+    own = sys.argv[1:] if arguments is None else arguments
+    entries["command"] = command(own, Processes(count=processes).command)
     return entries
 
 
@@ -67,9 +69,9 @@ def write_environment(folder: Path, entries: Entries) -> None:
     (folder / "environment.json").write_text(text, encoding="utf-8")
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], program: str = "python -m cscl_fast.train") -> str:
     """The command line as it may be shown: of an absolute path only its last part."""
-    return " ".join(["python -m cscl_fast.train", *map(_shown, arguments)])
+    return " ".join([program, *map(_shown, arguments)])
 
 
 def _shown(argument: str) -> str:

@@ -371,6 +371,21 @@ def divergence(us: Processes, folder: Path) -> None:
     assert same(before, scaled.players.state_dict())
 
 
+def refused(us: Processes, folder: Path) -> None:
+    """What the first process refuses ends all, and it alone says why."""
+    assert us.main_does(lambda: us.rank) == 0
+
+    def refuse() -> None:
+        raise ConfigError("there is a run in the folder already")
+
+    try:
+        us.main_does(refuse)
+    except ConfigError as error:
+        print(error)
+        sys.exit(2)
+    print("not reached")
+
+
 def absent(us: Processes, folder: Path) -> None:
     """The second process ends in the middle of a step; the first one says so, and ends."""
     us.how_to_go_on = "the command that goes on"
@@ -394,6 +409,7 @@ SCENARIOS = {
         equal_warmup,
         statistics,
         divergence,
+        refused,
         absent,
     )
 }

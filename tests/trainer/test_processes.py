@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import several_processes
 import torch
-from several_processes import finish, run_scenario, start
+from several_processes import finish, start
 from torch import nn
 
 from cscl_fast.config import Config, ConfigError
@@ -16,8 +16,12 @@ from cscl_fast.trainer.processes import Processes, Shared, is_sign_of_loss, sync
 AGREE = "agreement,gradients,thresholds_and_centroids"
 
 
-def test_three_processes_agree(tmp_path: Path) -> None:
-    run_scenario(AGREE, tmp_path, count=3)
+def test_three_processes_agree_until_the_first_refuses(tmp_path: Path) -> None:
+    script = Path(several_processes.__file__)
+    first, *others = finish(start(script, f"{AGREE},refused", str(tmp_path), count=3))
+    assert first[0] == 2, first[1]
+    assert "there is a run in the folder already" in first[1]
+    assert others == [(1, "")] * 2
 
 
 def test_two_processes_agree_until_one_ends_and_the_other_says_so(tmp_path: Path) -> None:

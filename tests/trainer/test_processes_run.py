@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -142,6 +143,9 @@ def test_two_processes_are_one_with_twice_the_batch(
     }
     assert len(rows(two / "evaluation.csv")) == len({tuple(r.values()) for r in scores[1]})
     assert uninterrupted[1].count("Run folder:") == 1
+    environment = json.loads((two / "environment.json").read_text())
+    assert environment["processes"] == 2
+    assert environment["command"].startswith("torchrun --nproc-per-node 2 -m cscl_fast.train -- ")
 
 
 def test_stopped_together_and_resumed_bit_for_bit(
@@ -206,13 +210,3 @@ def test_a_process_that_fails_says_why_and_the_other_that_it_lost_it(
     assert "cscl_fast.train: process 2 of 2: target/p3.png cannot be read" in second[1]
     assert first[0] == 1, first[1]
     assert "cscl_fast.train: process 1 of 2: lost another process" in first[1]
-
-
-def test_what_the_first_refuses_ends_all(worlds: Path, init: Path, tmp_path: Path) -> None:
-    """A run folder that is taken: one message, two ends."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("")
-    first, second = two(*command(worlds, tmp_path / "run", init, 1))
-    assert (first[0], second[0]) == (2, 1)
-    assert "there is a run in" in first[1]
-    assert second[1] == ""

@@ -19,6 +19,7 @@ from cscl_fast.trainer.stopwatch import Stopwatch
 Losses = dict[str, Tensor]  # scalars, float32
 Shares = dict[str, Tensor]  # scalars, float32: what part of the whole step's mean this is
 
+GRADIENT = "gradient"  # in the place of a loss's name
 SKIPPED_IN_A_ROW = 50  # a scale that starts at 2^16 is below 1 after 17
 
 
@@ -26,7 +27,7 @@ class DivergedError(RuntimeError):
     """A loss is not finite.
 
     Attributes:
-        term: the name of the loss, as in metrics.csv.
+        term: the name of the loss, as in metrics.csv; or "gradient".
         value: what it is: nan or an infinity.
         updated: the players that this step had updated before, from losses that were finite;
             empty with the joint schedule. Nothing else was updated.
@@ -44,7 +45,8 @@ class DivergedError(RuntimeError):
         self.term, self.value = term, value
         self.updated, self.paths = tuple(updated), tuple(paths)
         before = f"; before it this step had updated {', '.join(updated)}" if updated else ""
-        super().__init__(f"the loss '{term}' is {value}; it updated no weight{before}{why}")
+        what = "the gradient" if term == GRADIENT else f"the loss '{term}'"
+        super().__init__(f"{what} is {value}; it updated no weight{before}{why}")
 
 
 class Part(Protocol):
@@ -126,7 +128,7 @@ class Update(Generic[AnyPart]):
         self.shared = shared or defaultdict(lambda: Shared(self.processes))
         self.values: dict[str, float] = {}  # every loss so far, over the whole step
         self.updated: list[str] = []  # players
-        self.overflow: tuple[str, float] = ("gradient", math.nan)  # what made the last skip
+        self.overflow: tuple[str, float] = (GRADIENT, math.nan)  # what made the last skip
 
     def __call__(self, player: str | None, losses_of: Callable[[AnyPart], Losses]) -> None:
         """Update `player`, or with None all of them, by the losses of each part."""

@@ -206,3 +206,18 @@ def test_statistics_are_estimated_on_random_full_batches(worlds) -> None:
     assert not torch.equal(batches[0], in_order)
     few = World(parse(arguments(worlds, None, "--target.limit", "2")), torch.device("cpu"))
     assert [len(batch) for batch in few.target_statistics(100)] == [2]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_forgotten_step_leaves_online_thresholds_as_if_it_had_not_been(window: int) -> None:
+    """Also the step at which the window begins anew, and a step of several parts."""
+    options = {"labels": "ema", "thresholds": "online", "online_window": window}
+    _, _, labeller = make(**options)
+    _, _, twin = make(**options)
+    for one in (labeller, twin):
+        one.begin_epoch(0, [images(0)])
+    for step in range(1, 6):
+        kept = [labeller.label(images(step)), twin.label(images(step))]
+        assert torch.equal(kept[0].soft, kept[1].soft)
+        assert torch.equal(labeller.thresholds, twin.thresholds)
+        labeller.forget(labeller.label_parts([images(10 * step), images(10 * step + 1, 1)]))

@@ -232,6 +232,16 @@ def test_skipping_on_and_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     assert warmup.step(source(1))["skipped"] == 3 and warmup.precision.in_a_row == 0
 
 
+def test_an_endless_infinite_gradient_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "SKIPPED_IN_A_ROW", 1)
+    cscl = settled(precision="float16")
+    poison(cscl, "discriminator_loss", math.inf, monkeypatch)
+    before = trace(cscl)
+    with pytest.raises(DivergedError, match="the gradient is nan; it updated no weight; 1 steps"):
+        cscl.step(source(1), images(2))
+    assert same(untold(trace(cscl)), untold(before))
+
+
 def test_the_scale_grows_again_and_is_part_of_the_state() -> None:
     precision = Precision("float16", CPU, initial_scale=8.0, growth_interval=2)
     parameter = nn.Parameter(torch.ones(()))

@@ -16,7 +16,7 @@ from cscl_fast.config import Config, ConfigError
 from cscl_fast.data import DataError
 from cscl_fast.models.compiled import CompileError
 from cscl_fast.models.weights import WeightsError
-from cscl_fast.trainer.checkpoint import CheckpointError
+from cscl_fast.trainer.checkpoint import LAST, PREVIOUS, CheckpointError
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.interrupt import Interrupted
 from cscl_fast.trainer.processes import LostProcessError, Processes
@@ -113,7 +113,8 @@ def _complain(processes: Processes, error: Exception) -> None:
 def _what_is_saved(config: Config | None) -> str:
     if config is None or config.run is None:
         return "Nothing was begun."
-    if not (config.run / "checkpoints" / "last.pt").exists():
+    folder = config.run / "checkpoints"
+    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         return "Nothing is saved yet: begin again, with --overwrite in the same folder."
     return f"Go on from the last checkpoint with:\n  {how_to_go_on(config.run)}"
 

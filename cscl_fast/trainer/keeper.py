@@ -24,6 +24,12 @@ from cscl_fast.trainer.world import World
 
 State = dict[str, Any]
 
+# What a run writes beside tables and checkpoints.
+OTHERS = (
+    "timing.json", "environment.json", "results.txt", "results.md", "curves.png",
+    "convergence.csv", "convergence.png", "panels/*.png", "transferability/*.png",
+)  # fmt: skip
+
 
 @dataclass
 class Place:
@@ -132,8 +138,9 @@ class Keeper:
     def _start(self) -> None:
         for path in self.checkpoints.glob("*.pt*"):
             path.unlink()
-        for name in ("timing.json", "convergence.csv"):
-            (self.folder / name).unlink(missing_ok=True)
+        for pattern in OTHERS:
+            for path in self.folder.glob(pattern):
+                path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_config()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cscl_fast.trainer.evaluation import Score
+from cscl_fast.trainer.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from cscl_fast.trainer.gap import DomainGap
@@ -52,47 +53,58 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one; each is told everything, in their order."""
+    """Several observers as one; each is told everything, in their order.
 
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+    Args:
+        stopwatch: counts the time they take as "records".
+    """
+
+    def __init__(
+        self, observers: Iterable[Observer] = (), stopwatch: Stopwatch | None = None
+    ) -> None:
         self.observers = list(observers)
+        self.stopwatch = stopwatch or Stopwatch()
+
+    def _each(self) -> Iterator[Observer]:
+        with self.stopwatch("records"):
+            yield from self.observers
 
     def start_again(self) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.start_again()
 
     def cut(self, done: dict[str, int]) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.cut(done)
 
     def log(self, values: dict[str, float | int | str]) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.log(values)
 
     def score(self, row: str, phase: str, step: int, score: Score) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.score(row, phase, step, score)
 
     def thresholds(self, epoch: int, step: int, portion: float, thresholds: Tensor) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.thresholds(epoch, step, portion, thresholds)
 
     def kept(self, epoch: int, step: int, shares: Tensor) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.kept(epoch, step, shares)
 
     def gap(self, epoch: int, step: int, gap: DomainGap) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.gap(epoch, step, gap)
 
     def centroids(self, epoch: int, step: int, distances: Tensor) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.centroids(epoch, step, distances)
 
     def panels(self, folder: Path) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.panels(folder)
 
     def close(self) -> None:
-        for observer in self.observers:
+        for observer in self._each():
             observer.close()

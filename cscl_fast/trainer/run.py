@@ -65,8 +65,8 @@ class Run:
         prepare(self.model.to(self.device), config, self.processes)
         self.records = Records(self.folder, self.classes)
         self.keeper = Keeper(config, self.world, self.model, self.records, self.processes)
-        self.observers = Observers(self._observers())
         self.watch = self.keeper.timing.stopwatch
+        self.observers = Observers(self._observers(), self.watch)
         self._draw_apart()
 
     def _observers(self) -> list[Observer]:
@@ -212,7 +212,7 @@ class Run:
 
     def _bar(self, title: str, total: int) -> Bar:
         bar = Bar(title, total=total, done=self.place.step, console=self.console)
-        for row in (AVERAGED, ADAPTED, SOURCE_ONLY):
+        for row in (AVERAGED, ADAPTED, TARGET_STATISTICS, SOURCE_ONLY):
             if row in self.place.scores:  # so far
                 score = torch.tensor(self.place.scores[row], dtype=torch.float64)
                 bar.show(mIoU=f"{float(score.nanmean()):.1f}")
@@ -238,18 +238,17 @@ class Run:
         bar.advance()
         if not self._due(self.config.log_every) and self.place.step > 1:
             return
-        with self.watch("records"):
-            self.observers.log(
-                {
-                    "phase": self.place.phase,
-                    "epoch": self.epoch,
-                    "step": self.place.step,
-                    "speed": bar.speed,
-                    **{name: value for name, value in losses.items() if name in COLUMNS},
-                }
-            )
-            if cscl is not None:
-                self.observers.kept(self.epoch, self.place.step, cscl.kept_by_class())
+        self.observers.log(
+            {
+                "phase": self.place.phase,
+                "epoch": self.epoch,
+                "step": self.place.step,
+                "speed": bar.speed,
+                **{name: value for name, value in losses.items() if name in COLUMNS},
+            }
+        )
+        if cscl is not None:
+            self.observers.kept(self.epoch, self.place.step, cscl.kept_by_class())
 
     def _report_skipped(self, trainer: SourceOnly | CSCL) -> None:
         if trainer.skipped:
@@ -264,7 +263,8 @@ class Run:
         self.keeper.save_model("source", self.model)
         if self.config.adaptation.bn_batches > 0:
             batches = self.world.target_statistics(self.config.adaptation.bn_batches)
-            reestimate_statistics(self.model, batches)
+            with self.watch("evaluation"):
+                reestimate_statistics(self.model, batches)
             self.processes.copy_from_main(self.model)
         self._score(TARGET_STATISTICS)
 

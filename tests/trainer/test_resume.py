@@ -194,3 +194,17 @@ def test_resuming_elsewhere_is_refused(
     assert "holds a deeplabv2-resnet18 with 3 classes; this run is a deeplabv2-resnet50" in message
     assert (whole["joint"] / "config.yaml").read_text() == before
     assert (whole["joint"] / "metrics.csv").read_text() == tables
+
+
+def test_a_run_that_is_overwritten_leaves_nothing(worlds: Path, tmp_path: Path, tiny: None) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(worlds, run, "--adaptation.epochs", "1", "--gap-batches", "1")) == 0
+    (run / "panels" / "notes.txt").write_text("somebody's own")
+    assert main(arguments(worlds, run, "--overwrite", "--source-only", "--panels", "0")) == 0
+    files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    assert files == {
+        "config.yaml", "environment.json", "timing.json", "metrics.csv", "evaluation.csv",
+        "results.txt", "results.md", "checkpoints/source.pt", "checkpoints/last.pt",
+        "panels/notes.txt",
+    }  # fmt: skip
+    assert len(rows(run / "metrics.csv")) == 4

@@ -21,6 +21,7 @@ from trainer_worlds import (
 from cscl_fast.cli import parse
 from cscl_fast.train import main, train
 from cscl_fast.trainer.records import Records
+from cscl_fast.trainer.run import Run
 
 ROWS = ["source only", "source only, target statistics", "CSCL", "CSCL, averaged weights"]
 
@@ -45,6 +46,10 @@ KINDS = {
         *("--adaptation.online-window", "2", "--adaptation.centroid-momentum", "0.5"),
         *("--optimizer.name", "adam", "--source.crop", "40", "56", "--source.scale", "0.8", "1.2"),
     ),
+    "float16": (
+        *("--panels", "0", "--precision", "float16", "--accumulate", "2", "--deterministic"),
+        *("--gap-batches", "1", "--log-every", "3", "--workers", "1", "--adaptation.steps", "3"),
+    ),
 }
 
 
@@ -56,6 +61,7 @@ KINDS = {
         ("joint", (6,)),  # in the adaptation
         ("joint", (7,)),  # at the end of an epoch
         ("all that has a state", (2, 5, 8)),
+        ("float16", (3, 8)),  # the shares of kept.csv's rows span the second stop
     ],
     ids=str,
 )
@@ -72,20 +78,20 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     run = tmp_path / "my run"
     command = arguments(worlds, run, *KINDS[kind])
     before = signal.getsignal(signal.SIGINT)
-    log = Records.log
+    done = Run._step_done
     for stop in stops:
         passed = [0]
 
         def interrupting(
-            self: Records, values: dict, *, stop: int = stop, passed: list[int] = passed
+            self: Run, *given: object, stop: int = stop, passed: list[int] = passed
         ) -> None:
-            log(self, values)
-            overall = values["step"] + (4 if values["phase"] == "adaptation" else 0)
+            done(self, *given)
+            overall = self.place.step + (4 if self.place.phase == "adaptation" else 0)
             passed[0] += 1
             if overall == stop:
                 os.kill(os.getpid(), signal.SIGINT if stop % 2 else signal.SIGTERM)
 
-        monkeypatch.setattr(Records, "log", interrupting)
+        monkeypatch.setattr(Run, "_step_done", interrupting)
         assert main(command) == 130
         message = capsys.readouterr().err
         step = f"warmup step {stop}" if stop <= 4 else f"adaptation step {stop - 4}"
@@ -94,7 +100,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
         assert passed[0] <= stop
         assert signal.getsignal(signal.SIGINT) is before
         command = ["--resume", str(run)]
-    monkeypatch.setattr(Records, "log", log)
+    monkeypatch.setattr(Run, "_step_done", done)
     assert main(command) == 0
     assert_same_runs(run, whole[kind])
     assert not list(run.rglob("*.part"))

@@ -45,6 +45,11 @@ class LostProcessError(RuntimeError):
     """Another process of this run died or does not answer; the message says what to look at."""
 
 
+def count_from_environment() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 class Processes:
     """The processes of a run, from the point of view of one of them.
 
@@ -81,8 +86,8 @@ class Processes:
             ConfigError: several processes cannot run on the device.
             LostProcessError: the others did not come.
         """
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1 or "RANK" not in os.environ:
+        count = count_from_environment()
+        if count == 1:
             return Processes(timeout=timeout)
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         on_gpus = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -276,6 +281,7 @@ class Shared:
             with processes.watching("the first copy of the weights"):
                 self.parallel = DistributedDataParallel(
                     _Computation(modules),
+                    gradient_as_bucket_view=True,  # no second copy of the gradients
                     **_BUFFERS_STAY,  # running statistics are averaged, not the first's
                 )
             self.parallel.register_comm_hook(None, _add_up)

@@ -11,6 +11,7 @@ from several_processes import finish, start
 from torch import nn
 
 from cscl_fast.config import Config, ConfigError
+from cscl_fast.train import main
 from cscl_fast.trainer.processes import Processes, Shared, is_sign_of_loss, synchronise_batchnorm
 
 AGREE = "agreement,gradients,thresholds_and_centroids"
@@ -63,6 +64,15 @@ def test_a_gpu_for_each_process_or_none(monkeypatch: pytest.MonkeyPatch) -> None
         Processes.from_environment("cuda:1")
 
 
+def test_a_study_is_not_started_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--", "--ablation"]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
 def test_batch_normalisation_is_not_synchronised_on_the_cpu() -> None:
     config = Config(sync_batchnorm=True)
     with pytest.raises(ConfigError, match=r"sync_batchnorm is set, and PyTorch .* on GPUs only"):
@@ -73,6 +83,7 @@ def test_batch_normalisation_is_not_synchronised_on_the_cpu() -> None:
 def test_other_errors_keep_their_own_message() -> None:
     assert not is_sign_of_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_sign_of_loss(ValueError("gloo"))
+    assert is_sign_of_loss(RuntimeError("Timed out waiting 4000ms for recv operation"))
     assert is_sign_of_loss(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed"))
     with (
         pytest.raises(RuntimeError, match="shapes cannot"),

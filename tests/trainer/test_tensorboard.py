@@ -259,6 +259,9 @@ def test_a_run_tells_tensorboard_what_its_tables_hold(whole: dict[str, Path]) ->
     accuracies = [float(r["accuracy"]) for r in rows(run / "gap.csv")]
     assert [value for _, value in found["adaptation", "gap/accuracy"]] == pytest.approx(accuracies)
     assert len(found["adaptation", "panels/overview"]) == 1
+    evaluated = [step for step, _ in found["adaptation", "mIoU/CSCL"]]
+    matrices = found["adaptation", "centroids/source by target"]
+    assert [step for step, _ in matrices] == evaluated
 
 
 @pytest.mark.parametrize("killed_at", [("warmup", 3), ("warmup", 4), ("adaptation", 1),

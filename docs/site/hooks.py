@@ -19,6 +19,16 @@ FENCE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)")
 
 
+def on_config(config: Any) -> Any:
+    """Every page of results has a place, under its own title, also where mkdocs.yml has none."""
+    for section in config.nav:
+        if isinstance(section, dict) and "Results" in section:
+            listed = str(section["Results"])
+            pages = sorted((ROOT / "docs" / "results").glob("*.md"))
+            section["Results"] += [f"results/{p.name}" for p in pages if p.name not in listed]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     for name, uri in TOP.items():
         files.append(File.generated(config, uri, content=(ROOT / name).read_text("utf-8")))

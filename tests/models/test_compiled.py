@@ -74,9 +74,12 @@ def test_a_compiled_step_computes_what_an_eager_one_does(recomputing, backend, m
         checkpoint_activations(model)
     names = list(model.state_dict())
     compile_parts(model)
+    torch._dynamo.reset()  # what other tests compiled counts towards a limit
     torch._dynamo.utils.counters.clear()
     expected, found = step(eager), step(model)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    # The encoder with still and with moving statistics and in evaluation, the head of one path
+    # and of both: none was left uncompiled.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 5
     assert not torch._dynamo.utils.counters["graph_break"]
     assert expected.keys() == found.keys()
     for name, value in expected.items():

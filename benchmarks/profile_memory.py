@@ -92,7 +92,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             for row in rows
             if row["activation_checkpointing"] == recomputing
         ]
-        name = "activation checkpointing" if recomputing else "a joint step"
+        name = "with activation checkpointing" if recomputing else "a joint step"
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The scripts that profile training: their baseline computes the same, their tables are right."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -69,3 +70,10 @@ def test_memory_of_a_small_step():
     table = script["markdown"]([*rows, *({**r, "activation_checkpointing": True} for r in rows)])
     assert table.splitlines()[2].startswith("| a joint step | ")
     assert table.count("|") == 4 * 4
+
+
+def test_the_page_has_the_stored_memory():
+    stored = json.loads((BENCHMARKS / "results" / "training_memory.json").read_text())
+    table = runpy.run_path(str(BENCHMARKS / "profile_memory.py"))["markdown"](stored["rows"])
+    page = (BENCHMARKS.parent / "docs" / "kernels" / "training_step.md").read_text()
+    assert table in page, "run python benchmarks/profile_memory.py, and put its table into the page"

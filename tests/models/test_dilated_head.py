@@ -131,15 +131,14 @@ def test_compiled_in_one_graph(dtype):
     made = head(16, 3, torch.float32)
     features, gate = features_and_gate((7, 9), 16, dtype=torch.float32)
     inputs = [features, gate, *made.parameters()]
-    compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(made, fullgraph=True, backend="eager")
     answers = []
     for function in (made, compiled):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = function(features, gate)
         answers.append([*logits, *torch.autograd.grad(sum(z.sum() for z in logits), inputs)])
     for a, b in zip(*answers, strict=True):
-        # The compiled backward may add gradients in another order.
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert torch.equal(a, b)  # traced and run as it stands; no operator is replaced
 
 
 def test_empty_batch():

@@ -9,6 +9,7 @@ import torchvision
 
 from cscl_fast.models import WeightsError, build_model, load_weights
 from cscl_fast.models.weight_names import rename
+from cscl_fast.models.weights import CHECKPOINT_VERSION
 
 CLASSES = 5
 
@@ -284,10 +285,12 @@ def test_checkpoint_of_another_architecture_is_refused_with_both_names(source, t
     assert_refused(network(), path, str(path), "fcn8s-vgg16", "deeplabv2-resnet18")
 
 
-@pytest.mark.parametrize("version", [2, None, "1"])
+@pytest.mark.parametrize("version", [CHECKPOINT_VERSION + 1, None, "1"])
 def test_checkpoint_of_a_newer_version_is_refused(version, source, tmp_path):
     path = save(own_checkpoint(source, version=version), tmp_path)
-    assert_refused(network(), path, str(path), f"version {version}", "up to version 1")
+    assert_refused(
+        network(), path, str(path), f"version {version}", f"to version {CHECKPOINT_VERSION}"
+    )
 
 
 # ImageNet weights, from a torch hub folder of the test's own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isnan, nan
 
 from torch import Tensor
 
@@ -52,8 +53,8 @@ def finish(
         ):
             observer.panels(maps)
     say("\nIoU in percent on the evaluation images of the target:\n" + text)
-    if SOURCE_ONLY in scores and ADAPTED in scores:
-        before, after = scores[SOURCE_ONLY].mean, scores[ADAPTED].mean
+    before, after = (scores[row].mean if row in scores else nan for row in (SOURCE_ONLY, ADAPTED))
+    if not isnan(before + after):  # nan: without labels, too
         say(f"\nmIoU {before:.1f} (source only) -> {after:.1f} (CSCL): {after - before:+.1f}")
     say(f"Run folder: {folder}")
 

@@ -157,7 +157,7 @@ class Update(Generic[AnyPart]):
                 self.updated += self.optimizers.players if player is None else [player]
             elif self.precision.in_a_row >= SKIPPED_IN_A_ROW:
                 term, value = self.overflow
-                why = f"; {SKIPPED_IN_A_ROW} steps in a row were skipped for such a reason"
+                why = f"; {SKIPPED_IN_A_ROW} updates in a row were skipped for such a reason"
                 paths = self._paths(term, found)
                 raise DivergedError(term, value, self.updated, paths, why)
 
@@ -181,11 +181,19 @@ class Update(Generic[AnyPart]):
         return all(map(math.isfinite, whole.values()))
 
     def _paths(self, term: str, found: Sequence[dict[str, float]]) -> list[str]:
-        """Files of the parts, of all processes, of which this loss is not finite, or of all."""
+        """Files of the parts, of all processes, of which this loss is not finite; if none, of all.
+
+        (Of a gradient nobody knows whose it is.)
+        """
         pairs = list(zip(self.parts, found, strict=True))
         bad = [part for part, values in pairs if not math.isfinite(values.get(term, 0.0))]
-        paths = [path for part in bad for path in part.paths]
-        return [path for of_one in self.processes.gather(paths) for path in of_one]
+        told = self.processes.gather((_files(bad), _files(self.parts)))
+        of_bad, of_all = ([path for one in told for path in one[i]] for i in (0, 1))
+        return of_bad or of_all
+
+
+def _files(parts: Sequence[Part]) -> list[str]:
+    return [path for part in parts for path in part.paths]
 
 
 def shares_of(

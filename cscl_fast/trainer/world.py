@@ -137,7 +137,10 @@ class World:
             say(f"{name}: {report}")
             report.raise_if_bad(need_labels=name == "source")
             if name == "evaluation" and not report.labelled:
-                say("evaluation: without labels there is no score: every IoU will be nan")
+                say(
+                    "evaluation: without labels there is no score: every IoU will be nan, and "
+                    "there will be no best.pt"
+                )
 
     def stream(self, which: str, batch_size: int) -> Stream:
         """Endless training batches of "source" or "target"."""

@@ -15,6 +15,7 @@ from trainer_worlds import same
 from cscl_fast import CSCL, SourceOnly
 from cscl_fast.trainer import update as update_module
 from cscl_fast.trainer.optimizers import Optimizers
+from cscl_fast.trainer.players import Batch
 from cscl_fast.trainer.precision import Precision
 from cscl_fast.trainer.update import DivergedError
 
@@ -226,7 +227,7 @@ def test_skipping_on_and_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     bad[:] = math.nan
     for _ in range(2):
         warmup.step((bad, labels(1)))
-    with pytest.raises(DivergedError, match=r"'source' is nan.* 3 steps in a row"):
+    with pytest.raises(DivergedError, match=r"'source' is nan.* 3 updates in a row"):
         warmup.step((bad, labels(1)))
     warmup.precision.in_a_row = 2
     assert warmup.step(source(1))["skipped"] == 3 and warmup.precision.in_a_row == 0
@@ -237,8 +238,12 @@ def test_an_endless_infinite_gradient_is_named(monkeypatch: pytest.MonkeyPatch) 
     cscl = settled(precision="float16")
     poison(cscl, "discriminator_loss", math.inf, monkeypatch)
     before = trace(cscl)
-    with pytest.raises(DivergedError, match="the gradient is nan; it updated no weight; 1 steps"):
-        cscl.step(source(1), images(2))
+    files = {1: "source.png", 2: "target.png"}
+    given = [Batch(images(i), images(i), labels(i), [file]) for i, file in files.items()]
+    message = "the gradient is nan; it updated no weight; 1 updates"
+    with pytest.raises(DivergedError, match=message) as caught:
+        cscl.step(*given)
+    assert caught.value.paths == ("source.png", "target.png")  # nobody knows whose it is
     assert same(untold(trace(cscl)), untold(before))
 
 

@@ -61,9 +61,12 @@ def test_an_evaluation_without_labels_is_pointed_out(
     """Who adapts to data that nobody has labelled has none; the run is worth the same."""
     run = tmp_path / "run"
     assert main(arguments(own, run, "--evaluation.no-use-labels", "--panels", "1")) == 0
-    assert "without labels there is no score" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without labels there is no score" in said and "no best.pt" in said
+    assert "source only) ->" not in said  # nan -> nan is no answer
     assert all(math.isnan(float(r["mIoU"])) for r in rows(run / "evaluation.csv"))
-    assert (run / "checkpoints" / "last.pt").exists()
+    found = {path.name for path in (run / "checkpoints").iterdir()}
+    assert found == {"source.pt", "last.pt", "previous.pt"}
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

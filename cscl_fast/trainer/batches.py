@@ -40,7 +40,7 @@ def as_parts(given: Any, name: str, count: int, device: torch.device) -> list[Ba
     if len(parts) != count:
         raise ValueError(
             f"{name} is {len(parts)} micro-batches; accumulate is {count}, so a step takes a "
-            f"list of {count}"
+            f"list of {count}; the images and labels of one batch are a tuple"
         )
     return [as_batch(part, name, device) for part in parts]
 

@@ -68,7 +68,8 @@ def require_large_enough(world: World, model: SegmentationModel, config: Adaptat
     smallest = 2 ** strides.count(2)
     for name, dataset in (("source", world.source), ("target", world.target)):
         image = dataset[0]["image"][None].to(world.device)
-        with evaluating(model):
+        # With --compile, eagerly: one batch is not worth a compilation.
+        with evaluating(model), torch.compiler.set_stance("force_eager"):
             grid = image_size(model.encode(image).deep)
         if min(grid) < smallest:
             h, w = image_size(image)

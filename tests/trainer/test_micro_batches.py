@@ -29,6 +29,19 @@ def parts() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     return [first, second], [images(11, 1), images(12, 2)]
 
 
+def gradients_of(cscl: CSCL) -> dict[str, list[Tensor]]:
+    """By player, what its next steps learn from: filled when they are taken."""
+    found: dict[str, list[Tensor]] = {}
+    for name, optimizer in cscl.optimizers.players.items():
+
+        def keep(_: Any, __: Any, ___: Any, name: str = name, of: Any = optimizer) -> None:
+            parameters = [p for group in of.param_groups for p in group["params"]]
+            found[name] = [p.grad.clone() for p in parameters]
+
+        optimizer.register_step_pre_hook(keep)
+    return found
+
+
 def steps_of(cscl: CSCL, kind: str) -> dict[str, float]:
     sources, targets = parts()
     if kind == "parts":
@@ -44,22 +57,22 @@ def steps_of(cscl: CSCL, kind: str) -> dict[str, float]:
     ids=str,
 )
 def test_micro_batches_are_one_batch_of_all_their_images(schedule: str, changes: dict) -> None:
-    """But for L_div. Tolerances: float32 sums in another order, and a step of rate 1 after them."""
+    """But for L_div: losses, gradients of every player, thresholds. float32 sums in another order:
+    gradients may differ by 1e-4 of their largest entry, as those of the operators."""
     changes = {"without": (), **changes}
     changes["without"] = (*changes["without"], "divergence")
     whole = plain(schedule=schedule, **changes)
     split = plain(schedule=schedule, accumulate=2, **changes)
+    gradients = gradients_of(whole), gradients_of(split)
     expected, found = steps_of(whole, "whole"), steps_of(split, "parts")
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-    for (name, a), b in zip(
-        whole.players.named_parameters(), split.players.parameters(), strict=True
-    ):
-        if name.startswith("model") or schedule == "joint":
-            # Adam's first step is lr · sign(gradient): where that is 0 but for rounding, 2 lr.
-            tolerance = 1e-5 if name.startswith("model") else 2 * 1.5e-4
-            torch.testing.assert_close(b, a, rtol=1e-4, atol=tolerance, msg=name)
+    assert gradients[0].keys() == gradients[1].keys() == whole.optimizers.players.keys()
+    for player, of_whole in gradients[0].items():
+        for a, b in zip(of_whole, gradients[1][player], strict=True):
+            # Adam's first step is lr · sign(gradient) whatever its size: the weights say little.
+            assert float((a - b).abs().max()) <= 1e-4 * float(a.abs().max()), (player, a.shape)
     assert torch.equal(whole.labeller.thresholds, split.labeller.thresholds)
     torch.testing.assert_close(whole.kept_by_class(), split.kept_by_class())
     assert (whole.labeller.filled, whole.steps_done) == (split.labeller.filled, split.steps_done)

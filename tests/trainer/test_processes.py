@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import several_processes
 import torch
-from several_processes import finish, start
+from gloo_processes import finish, start
 from torch import nn
 
 from cscl_fast.config import Config, ConfigError

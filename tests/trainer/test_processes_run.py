@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import tiny_train
 import torch
-from several_processes import PATIENCE, finish, run_scenario, start
+from gloo_processes import PATIENCE, finish, start
+from several_processes import run_scenario
 from trainer_worlds import CLASSES, arguments, draw_no_curves, load, rows, run_through, same
 
 from cscl_fast.train import main

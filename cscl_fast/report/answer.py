@@ -111,7 +111,7 @@ def _ablations(comparison: Comparison) -> list[str]:
 
 
 def headline(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(label, value, unit) of the large figures."""
+    """(label, value, unit) of the large figures, as far as there are any."""
     main = comparison.main
     figures = [("source only", main.last(SOURCE_ONLY), "% mIoU", False)]
     if main.last(ADAPTED).n:
@@ -122,7 +122,7 @@ def headline(comparison: Comparison) -> list[tuple[str, str, str]]:
         ]
     elif main.last(TARGET_STATISTICS).n:
         figures.append(("with target statistics", main.last(TARGET_STATISTICS), "% mIoU", False))
-    return [(label, value.text(sign=sign), unit) for label, value, unit, sign in figures]
+    return [(label, value.text(sign=sign), unit) for label, value, unit, sign in figures if value.n]
 
 
 ANSWER_HEAD = (

@@ -177,7 +177,8 @@ def environment(comparison: Comparison) -> Markup:
     for key in keys:
         values = list(dict.fromkeys(in_words(run.environment.get(key, "–")) for run in recorded))
         if key in own and len(values) > 1:
-            values = [f"{values[0]} (and {len(values) - 1} others)"]
+            more = len(values) - 1
+            values = [f"{values[0]} (and {more} other{'s' if more > 1 else ''})"]
         rows.append([key, "; ".join(values)])
     missing = len(comparison.runs) - len(recorded)
     content = [table(("", "value"), rows, text_columns=2, wrap=True)]

@@ -59,10 +59,7 @@ def paper(comparison: Comparison) -> Paper:
     run = comparison.shown
     preset = str(run.config.get("preset", "demo"))
     network = str(run.config.get("model.architecture", ""))
-    try:
-        table = published.described(preset, network)
-    except (KeyError, ValueError):
-        return Paper(remark=f"The paper has no table for the preset {preset}.")
+    table = published.described(preset, network)
     if not table.comparable:
         return Paper(
             remark=f"No column of the paper: its tables are of other data or networks than preset "

@@ -64,7 +64,7 @@ def _numbers(comparison: Comparison) -> Markup:
         )
         for label, value, unit in answer.headline(comparison)
     ]
-    return tag("dl", *boxes, class_="numbers")
+    return tag("dl", *boxes, class_="numbers") if boxes else Markup("")
 
 
 def _document(title: str, body: Markup) -> str:

@@ -212,10 +212,10 @@ def _kept_table(
     body = []
     for name in names:
         values = points[name]
-        high = max((y for _, y in values), default=0.0) or 1.0
+        high = max((y for _, y in values), default=math.nan)
         body.append(
             [_class_name(name, colors), _number(mean(values[:quarter]), 2),
-             _number(mean(values[-quarter:]), 2), _number(high if values else math.nan, 2),
+             _number(mean(values[-quarter:]), 2), _number(high, 2),
              sparkline(values, f"kept share of {name}, 0 to {high:.2f} %", high=high)]
         )  # fmt: skip
     total = [sum(points[n][i][1] for n in names if i < len(points[n])) for i in range(len(rows))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_source_only_and_unfinished(tmp_path: Path) -> None:
     for run in (training, tmp_path / "training" / "b"):
         (run / "evaluation.csv").unlink()
     begun = of(tmp_path / "training")
-    assert "There is no score yet." in begun.text and "–\u00a0%" not in begun.text
+    assert "There is no score yet." in begun.text and "– %" not in begun.text
     assert "2 of 2 runs are not finished: a (warm-up step 1500 of 1500), b" in begun.text
     part = of(fake_run(tmp_path / "part", until=100, pictures=False))
     assert "So far (adaptation step 100 of 200), CSCL raised" in part.text
@@ -100,6 +101,15 @@ def test_source_only_and_unfinished(tmp_path: Path) -> None:
     for name in ("metrics.csv", "evaluation.csv", "thresholds.csv", "kept.csv", "gap.csv"):
         (begun / name).write_text("phase,step\n")
     assert "There is no score yet." in of(begun).text
+
+
+def test_a_class_that_was_never_kept_has_no_share(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", classes={"road": 60.0, "pole": 0.0})
+    with open(run / "kept.csv", newline="") as file:
+        shares = [float(row["road"]) for row in csv.DictReader(file)]
+    shown = of(run).text
+    assert "pole 0.00 0.00 0.00" in shown
+    assert re.search(rf"road [\d.]+ [\d.]+ {100 * max(shares):.2f} ", shown)
 
 
 def test_names_that_look_like_html(tmp_path: Path) -> None:

@@ -18,19 +18,14 @@ import yaml
 from cscl_fast.cli import to_yaml
 from cscl_fast.presets import PRESETS, preset
 from cscl_fast.report.records import ReportError, RunRecords, Score, flatten
+from cscl_fast.studies.folders import INDIFFERENT
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY
 
 PAPER_NAMES = {"transfer": "TC", "pseudo-labels": "CG", "divergence": "SD"}
 
-# Keys that say where, how fast or how often, not what: two runs that differ in them are of one
-# kind. `source_only` and `without` are looked at by themselves.
-_OF_NO_ACCOUNT = {
-    "seed", "run", "resume", "overwrite", "config", "device", "threads", "workers", "cache",
-    "source_only", "without", "log_every", "save_every", "evaluate_every", "evaluation_batch",
-    "panels", "gap_batches", "tensorboard", "deep_check", "compile", "deterministic", "ablation",
-    "sweep", "seeds", "jobs", "distributed_timeout", "source.cache", "target.cache",
-    "evaluation.cache", "model.activation_checkpointing", "optimizer.implementation",
-}  # fmt: skip
+# Two runs that differ in these keys alone are of one kind. `source_only` and `without` are looked
+# at by themselves; presets are told apart by their names.
+_OF_NO_ACCOUNT = (INDIFFERENT - {"preset"}) | {"seed", "source_only", "without", "evaluation_batch"}
 
 
 @dataclass(frozen=True)

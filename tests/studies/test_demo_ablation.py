@@ -1,8 +1,12 @@
-"""`--ablation` on the demo, with real runs, cut down to a few steps."""
+"""`--ablation` on the demo, with real runs of a few steps; also interrupted in the middle."""
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +63,40 @@ def test_ablation_on_the_demo_prints_its_rows_beside_the_papers(
         assert yaml.safe_load((run / "config.yaml").read_text())["model"][
             "batchnorm_affine"
         ] == "trained"  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_that_is_interrupted_ends_where_it_would_have_ended(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    options = [*CUT_DOWN, "--ablation", "--seeds", "5", "--jobs", "2", "--run", str(study)]
+    options += ["--adaptation.steps", "12", "--evaluate-every", "5"]
+    command = [sys.executable, "-m", "cscl_fast.train", *options]
+    root = Path(__file__).parents[2]
+    first = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    names = ("without-transfer", "without-pseudo-labels")
+    steps = [study / "seed5" / name / "metrics.csv" for name in names]
+    end = time.monotonic() + 300
+    while not all(path.is_file() and len(path.read_text().splitlines()) > 2 for path in steps):
+        assert first.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=100)
+    assert first.returncode == 130 and "Go on with:" in said
+    stopped = [n for n in names if f"seed5/{n}: stopped" in said]
+    assert stopped
+    for name in stopped:
+        assert (study / "seed5" / name / "checkpoints" / "last.pt").is_file()
+        assert not (study / "seed5" / name / "results.txt").exists()
+
+    second = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert second.returncode == 0, second.stdout + second.stderr
+    for name in stopped:
+        assert f"seed5/{name}: goes on" in second.stdout
+    # The same run in one go.
+    name = stopped[0]
+    configuration = study / "configurations" / f"seed5-{name}.yaml"
+    assert main(["--config", str(configuration), "--run", str(tmp_path / "whole")]) == 0
+    for table in ("evaluation.csv", "gap.csv", "kept.csv", "thresholds.csv", "convergence.csv"):
+        whole = (tmp_path / "whole" / table).read_bytes()
+        assert (study / "seed5" / name / table).read_bytes() == whole, table

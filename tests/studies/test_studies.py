@@ -20,9 +20,7 @@ from cscl_fast.cli import parse
 from cscl_fast.config import ConfigError
 from cscl_fast.studies import launch
 from cscl_fast.studies.folders import state_of
-from cscl_fast.studies.launch import last_step
 from cscl_fast.studies.plan import make_plan
-from cscl_fast.studies.scores import spread
 from cscl_fast.train import main, train
 
 ROWS = ("without-transfer", "without-pseudo-labels", "without-divergence", "full")
@@ -371,25 +369,6 @@ def test_a_sweep_ends_in_a_figure_for_each_key(calls: Path, tmp_path: Path) -> N
     for key in ("adaptation.weights.critic", "adaptation.gamma"):
         assert (study / f"sweep-{key}.png").read_bytes().startswith(b"\x89PNG")
     assert (study / "seed1" / "adaptation.weights.critic=1.0" / "config.yaml").is_file()
-
-
-# ------------------------------------------------------------------------------------- small parts
-
-
-def test_mean_and_deviation_leave_out_what_there_is_not() -> None:
-    nan = float("nan")
-    assert str(spread([1.0, 2.0, 3.0, nan])) == "2.0 ± 1.0"
-    assert str(spread([4.25])) == "4.2" and spread([4.25]).count == 1
-    assert str(spread([nan])) == str(spread([])) == "–"
-
-
-def test_last_step_of_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    assert last_step(path) == 0
-    path.write_text("phase,epoch,step,total\n")
-    assert last_step(path) == 0
-    path.write_text("phase,epoch,step,total\n" + "warmup,0,10,1.5\n" * 500 + "warmup,0,20,1.")
-    assert last_step(path) == 10
 
 
 def test_another_runs_folder_names_every_key(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""The small parts of studies: numbers over seeds, and how far a run has come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cscl_fast.studies.launch import last_step
+from cscl_fast.studies.scores import spread
+
+
+def test_mean_and_deviation_leave_out_what_there_is_not() -> None:
+    nan = float("nan")
+    assert str(spread([1.0, 2.0, 3.0, nan])) == "2.0 ± 1.0"
+    assert str(spread([4.25])) == "4.2" and spread([4.25]).count == 1
+    assert str(spread([nan])) == str(spread([])) == "–"
+
+
+def test_last_step_of_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert last_step(path) == 0
+    path.write_text("phase,epoch,step,total\n")
+    assert last_step(path) == 0
+    path.write_text("phase,epoch,step,total\n" + "warmup,0,10,1.5\n" * 500 + "warmup,0,20,1.")
+    assert last_step(path) == 10

@@ -53,5 +53,5 @@ for epoch in range(options.epochs):
     cscl.begin_epoch(batch["clean"] for batch in everything)  # thresholds, Algorithm 1
     for s, t in islice(zip(*loaders, strict=True), options.steps):
         losses = cscl.step((s["image"], s["label"]), t["image"])  # no label of the target is read
-    print(f"epoch {epoch}: " + "  ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+    print(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4g}" for name, value in losses.items()))
 torch.save(cscl.average.module.state_dict(), "deeplabv3_adapted.pt")

@@ -56,4 +56,4 @@ images, labels = torch.rand(2, 3, 64, 128), torch.randint(19, (2, 64, 128))  # y
 cscl.begin_epoch([images])
 for _ in range(steps):
     losses = cscl.step((images, labels), torch.rand(2, 3, 64, 128))
-print("  ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+print("  ".join(f"{name} {value:.4g}" for name, value in losses.items()))

@@ -47,7 +47,10 @@ def run(name: str, folder: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_example_runs_and_prints_finite_losses(name: str, tmp_path: Path) -> None:
     last = run(name, tmp_path, *COMMANDS[name]).strip().splitlines()[-1]
-    values = {key: float(value) for key, value in re.findall(r"(\w+) (-?[\d.]+|nan|inf)", last)}
+    values = {
+        key: float(value)
+        for key, value in re.findall(r"(\w+) (-?[\d.]+(?:e[+-]\d+)?|nan|inf)", last)
+    }
     for loss in LOSSES[name]:
         assert loss in values and abs(values[loss]) < 100, last
     assert values.get("kept", 1.0) > 0  # else the losses on the target are those of nothing

@@ -28,6 +28,7 @@ class Dots:
 def dot_chart(title: str, unit: str, rows: Sequence[Dots], *, remark: str = "") -> Markup:
     """Dots by row over one scale, hollow before and full after; empty where there is no value."""
     numbers = [v for row in rows for v in (*row.values, row.mean, row.before)]
+    numbers += [row.mean + sign * row.deviation for row in rows for sign in (-1, 1)]
     finite = [v for v in numbers if v is not None and math.isfinite(v)]
     if not finite:
         return Markup("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 
@@ -62,3 +63,11 @@ def test_everything_is_escaped_but_markup() -> None:
     assert tag("p", "<b>", Markup("<i>"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i></p>'
     assert escape(3.5) == "3.5"
     assert "&lt;td&gt;" in table(["<td>"], [["<td>"]])
+
+
+def test_a_deviation_stays_on_the_scale() -> None:
+    """Of two values one deviation reaches beyond both of them."""
+    drawn = dot_chart("t", "%", [Dots("two", (0.0, 10.0), 5.0, 7.07)])
+    ends = re.search(r'class="stem c0" d="M([\d.-]+) [\d.]+H([\d.]+)"', drawn)
+    grid = [float(x) for x in re.findall(r'class="grid" d="M([\d.]+) ', drawn)]
+    assert ends and min(grid) <= float(ends[1]) < float(ends[2]) <= max(grid)

@@ -52,6 +52,8 @@ def run_study(
     )  # refuses what is there before it is touched
     study.folder.mkdir(parents=True, exist_ok=True)
     with _alone(study.folder) as lock:
+        if config.overwrite:
+            _forget(study)
         launcher = Launcher(study, console, overwrite=config.overwrite, lock=lock)
         _write_description(study)
         done = sum(job.state == "finished" for job in launcher.jobs)
@@ -91,6 +93,13 @@ def _alone(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _forget(study: Study) -> None:
+    """No old run counts any more, even if the study is stopped before it is started again."""
+    for folder in (study.folder, *(run.folder for run in study.runs)):
+        for path in (folder / "config.yaml", *folder.glob("results.*"), *folder.glob("sweep-*")):
+            path.unlink(missing_ok=True)
 
 
 def _conclude(study: Study, console: Console) -> None:

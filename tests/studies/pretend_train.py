@@ -40,7 +40,8 @@ if not source_only:
 
 
 def named(variable: str) -> bool:
-    return os.environ.get(variable, "nothing") in str(folder)
+    name = os.environ.get(variable)
+    return name is not None and name in str(folder)
 
 
 def stop(*_: object) -> None:

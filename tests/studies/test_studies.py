@@ -291,6 +291,24 @@ def test_a_failed_run_is_reported_and_the_others_finish(
     assert "Not run" in said and "seed5/full" in said
 
 
+def test_nothing_old_counts_once_a_study_is_overwritten(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    options = command(study, "--ablation", "--seeds", "0")
+    assert main(options) == 0
+    ran(calls)
+    monkeypatch.setenv("PRETEND_FAIL", "seed0/source-only")
+    assert main([*options, "--overwrite"]) == 1
+    assert ran(calls) == ["again seed0/source-only"]
+    assert not (study / "results.json").exists()
+    monkeypatch.delenv("PRETEND_FAIL")
+    assert main(options) == 0
+    assert sorted(ran(calls)) == sorted(
+        ["again seed0/source-only", *(f"seed0/{name}" for name in ROWS)]
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_stops_every_run_once_and_says_how_to_go_on(
     number: signal.Signals, calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

@@ -178,7 +178,8 @@ def network(seed: int = 0) -> TinyModel:
     model = TinyModel("tiny", 3)
     model.encoder[-1] = nn.Identity()  # dropout draws by process
     with torch.no_grad():
-        model.classifier.weight.mul_(8)  # so that it predicts every class somewhere
+        # So that it predicts every class somewhere, and some pixels are kept and some are not.
+        model.classifier.weight.mul_(32)
     return model
 
 
@@ -240,6 +241,7 @@ def equal_steps(us: Processes, folder: Path) -> None:
                 assert math.isclose(found[name], value, rel_tol=1e-5 if step == 0 else 2e-4), (
                     f"{kind}, step {step}: {name} is {found[name]}, alone {value}"
                 )
+            assert ours.players.selects == (0.3 < found["kept"] < 0.9), kind
             # As many locations are kept, of each class.
             assert torch.equal(ours.kept_by_class(), theirs.kept_by_class()), kind
         states = us.gather({k: v.clone() for k, v in ours.players.state_dict().items()})

@@ -17,6 +17,8 @@ def plain(**changes: Any) -> CSCL:
     """What the micro-batches' equality needs: no dropout, statistics that are no batch's."""
     model = tiny()
     model.encoder[-1].p = 0.0
+    with torch.no_grad():
+        model.classifier.weight.mul_(4)  # so that some pixels are kept and some are not
     model(images(60))  # running statistics of some batch
     sgd = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
     return begun(model, bn="frozen", optimizer=sgd, learning_rate=1.0, **changes)
@@ -68,6 +70,7 @@ def test_micro_batches_are_one_batch_of_all_their_images(schedule: str, changes:
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert whole.players.selects == (0.3 < found["kept"] < 0.9)  # else the counts are the areas
     assert gradients[0].keys() == gradients[1].keys() == whole.optimizers.players.keys()
     for player, of_whole in gradients[0].items():
         for a, b in zip(of_whole, gradients[1][player], strict=True):

@@ -217,7 +217,12 @@ def test_the_warm_up_skips_and_counts_too() -> None:
     bad[0, 0, 0, 0] = math.inf
     assert warmup.step((bad, labels(1)))["skipped"] == 1
     assert same(untold(trace(warmup)), untold(before))
-    assert warmup.step(source(2))["skipped"] == 1
+    other = SourceOnly(tiny(3), config(precision="float16"))
+    other.load_state_dict(copy.deepcopy(warmup.state_dict()))  # with count and scale
+    for one in (warmup, other):
+        torch.manual_seed(0)  # dropout
+        assert one.step(source(2))["skipped"] == 1
+    assert same(warmup.state_dict(), other.state_dict())
 
 
 def test_skipping_on_and_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

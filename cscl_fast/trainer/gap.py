@@ -20,6 +20,7 @@ from cscl_fast import ops
 from cscl_fast.data import SegmentationDataset, open_dataset
 from cscl_fast.data.loading import collate, epoch_order
 from cscl_fast.models import SegmentationModel
+from cscl_fast.trainer.centroids import divergence_of_centroids
 from cscl_fast.trainer.labelling import evaluating, image_size
 from cscl_fast.trainer.world import World
 
@@ -119,11 +120,8 @@ def centroid_divergence(source: DomainSide, target: DomainSide) -> float:
     both = (source.mass > 0) & (target.mass > 0)
     if not both.any():
         return math.nan
-    # A centroid is a feature map of one row: a location for each class, labelled by its class.
-    k = len(both)
-    labels = torch.arange(k, device=both.device).masked_fill(~both, 255).view(1, 1, k)
-    s, t = (side.centroids.t()[None, :, None] for side in (source, target))
-    return float(ops.symmetric_soft_divergence(s, labels, t, labels, num_classes=k))
+    centroids = source.centroids, target.centroids
+    return float(divergence_of_centroids(*centroids, both, normalise="softmax"))
 
 
 def labels_at(labels: list[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -37,10 +37,11 @@ def write_results(study: Study, rows: list[Row]) -> str:
 def results(study: Study, rows: list[Row], *, markdown: bool = False) -> str:
     """The tables: mIoU beside the paper's, then IoU by class, here and in the paper."""
     paper = the_paper(study)
-    seeds = " ".join(str(seed) for seed in study.seeds)
+    first, *more = study.seeds
+    over = f"mean ± standard deviation over the seeds {' '.join(map(str, study.seeds))}"
     parts = [
         _titled(
-            f"mIoU in percent, mean ± standard deviation over the seeds {seeds}",
+            f"mIoU in percent, {over if more else f'seed {first}'}",
             [["", *(name for _, name in WEIGHTS), f"the paper, {paper.title}"]]
             + [
                 [row.title, *(str(row.spread(w)) for w, _ in WEIGHTS), _published(row, paper)]

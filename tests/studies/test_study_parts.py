@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cscl_fast.cli import parse
 from cscl_fast.studies.launch import last_step
+from cscl_fast.studies.plan import make_plan
 from cscl_fast.studies.scores import spread
+from cscl_fast.studies.tables import results
 
 
 def test_mean_and_deviation_leave_out_what_there_is_not() -> None:
@@ -22,3 +25,11 @@ def test_last_step_of_whole_lines(tmp_path: Path) -> None:
     assert last_step(path) == 0
     path.write_text("phase,epoch,step,total\n" + "warmup,0,10,1.5\n" * 500 + "warmup,0,20,1.")
     assert last_step(path) == 10
+
+
+def test_the_table_says_what_its_numbers_are_of() -> None:
+    def title(*seeds: str) -> str:
+        return results(make_plan(parse(["--ablation", "--seeds", *seeds])), []).splitlines()[0]
+
+    assert title("4", "2") == "mIoU in percent, mean ± standard deviation over the seeds 4 2"
+    assert title("4") == "mIoU in percent, seed 4"  # of one there is no deviation

@@ -194,6 +194,7 @@ def test_a_forward_that_overflows_float16_skips_the_step(schedule: str, where: s
     pair = ((bad, labels(3)), good) if where == "source" else ((good, labels(3)), bad)
     losses = cscl.step(*pair)
     assert losses["skipped"] == (1 if schedule == "joint" else 4)
+    assert cscl.precision.scaler.get_scale() == 256.0 / 2 ** losses["skipped"]
     assert same(untold(trace(cscl)), untold(before))
     assert same(dict(players.state_dict()), dict(cscl.players.state_dict()))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from cscl_fast.config import Config
+from cscl_fast.config import Config, ConfigError
 from cscl_fast.models import SegmentationModel, checkpoint_activations, compile_parts
 from cscl_fast.trainer.optimizers import Optimizers
 from cscl_fast.trainer.processes import Processes, synchronise_batchnorm
@@ -29,11 +29,19 @@ def prepare(model: SegmentationModel, config: Config, processes: Processes) -> N
 
     Raises:
         CompileError: PyTorch finds no compiler, with `compile`.
+        ConfigError: the network cannot do `model.activation_checkpointing` by itself.
     """
     model.to(memory_format=torch.channels_last)
     synchronise_batchnorm(model, config, processes)
     if config.model.activation_checkpointing:
-        checkpoint_activations(model)
+        try:
+            checkpoint_activations(model)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.activation_checkpointing is on, and {model.architecture} does not say "
+                "which parts of its encoder follow each other; leave the key off, and from a loop "
+                "of your own call cscl_fast.models.checkpoint_activations(model, parts) before"
+            ) from error
     compile_network(model, config)
 
 

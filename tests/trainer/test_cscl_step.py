@@ -334,6 +334,14 @@ def test_activation_checkpointing_changes_no_bit(schedule: str) -> None:
     assert same(*states)
 
 
+def test_activation_checkpointing_of_unknown_parts_is_refused() -> None:
+    model = EncoderWithHead(nn.Conv2d(3, 8, 8, stride=8), nn.Conv2d(8, K, 1), K, 8)
+    settings = config(model=ModelConfig(activation_checkpointing=True))
+    for kind in (CSCL, SourceOnly):
+        with pytest.raises(ConfigError, match=r"activation_checkpointing is on.*\(model, parts\)"):
+            kind(model, settings)
+
+
 def test_compiled_steps_are_the_eager_ones_within_rounding() -> None:
     found = []
     for compiles in (False, True):

@@ -90,11 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DivergedError,
         WeightsError,
         CompileError,
-        LostProcessError,
         OSError,
     ) as error:
         _complain(processes, error)
         return 1
+    except LostProcessError as error:
+        _complain(processes, error)
+        processes.end_at_once(1)
     except Interrupted as stop:
         if processes.is_main:
             print(f"\n{stop}", file=sys.stderr)

@@ -24,9 +24,10 @@ import datetime
 import inspect
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -243,6 +244,12 @@ class Processes:
         if self.several and distributed.is_initialized():
             self.barrier()
             distributed.destroy_process_group()
+
+    def end_at_once(self, status: int) -> NoReturn:
+        """End after another one was lost: Python's orderly end may abort in gloo's threads."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def is_sign_of_loss(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -161,8 +162,9 @@ class TensorBoard(Observer):
 
     def _writer(self, phase: str, purge_step: int | None = None) -> SummaryWriter:
         if phase not in self._writers:
-            folder = str(self.folder / phase)
-            self._writers[phase] = self._make(folder, purge_step=purge_step)
+            folder = self.folder / phase
+            wait_for_a_later_name(folder)
+            self._writers[phase] = self._make(str(folder), purge_step=purge_step)
         return self._writers[phase]
 
     def _scalar(self, phase: str, step: int, tag: str, value: float) -> None:
@@ -185,6 +187,17 @@ class TensorBoard(Observer):
         """A run that is killed goes on from its checkpoint: what came before has to be on disk."""
         if phase in self._writers:
             self._writers[phase].flush()
+
+
+def wait_for_a_later_name(folder: Path) -> None:
+    """Wait until a new event file's name comes behind those that are there, a second at most.
+
+    Readers take event files in the order of their names, `events.out.tfevents.SECOND.…`; of two
+    from one second the later one may come first, and what it purges would then stay.
+    """
+    seconds = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")}
+    while f"{int(time.time()):010d}" in seconds:
+        time.sleep(0.02)
 
 
 def matrix_picture(

@@ -349,7 +349,7 @@ def absent(us: Processes, folder: Path) -> None:
         us.sum(torch.ones(3))
     except LostProcessError as error:
         print(error)
-        sys.exit(1)
+        us.end_at_once(1)
 
 
 SCENARIOS = {

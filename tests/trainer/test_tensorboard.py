@@ -307,6 +307,15 @@ def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         TensorBoard(tmp_path, CLASSES)
 
 
+def test_event_files_are_named_in_the_order_in_which_they_are_written(tmp_path: Path) -> None:
+    for step in range(2):  # readers sort by name, which begins with the second
+        board = TensorBoard(tmp_path, CLASSES)
+        board.log({"phase": "warmup", "step": step + 1, "total": 1.0})
+        board.close()
+    names = [path.name for path in (tmp_path / "tensorboard/warmup").iterdir()]
+    assert len({name.split(".")[3] for name in names}) == 2
+
+
 def test_matrix_shows_its_differences() -> None:
     names = [f"class {i}" for i in range(19)]
     distances = np.arange(361, dtype=np.float64).reshape(19, 19) / 361

@@ -20,11 +20,12 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import measured_on
 import pytest
 import torch
 
 import cscl_fast
-from cscl_fast import backends, info
+from cscl_fast import backends
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "cscl_fast"
@@ -179,16 +180,11 @@ def contend(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Non
 
 def environment() -> dict[str, object]:
     """Where the times were taken."""
-    module = backends.library_module()
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": info.processor_name(),
+        **measured_on.environment(),
         "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": module.active_isa() if module is not None else None,
         "cscl_fast": cscl_fast.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }
 
 

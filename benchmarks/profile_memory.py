@@ -19,7 +19,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -27,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured_on import environment
 from plain_losses import plain_losses
 from profile_step import CLASSES, noise
 
-from cscl_fast import CSCL, backends, info
+from cscl_fast import CSCL
 from cscl_fast.config import AdaptationConfig, Config
 from cscl_fast.models import build_model, checkpoint_activations, freeze_affine
 
@@ -78,8 +78,8 @@ def in_own_process(options: argparse.Namespace, *more: str) -> dict[str, Any]:
     height, width = map(str, options.size)
     command = [sys.executable, __file__, "--architecture", options.architecture]
     command += ["--size", height, width, "--row", *more]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
     row: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return row
 
@@ -119,16 +119,8 @@ def main() -> None:
         for losses in (("plain",), ())
     ]
     print(markdown(rows))
-    module = backends.library_module()
-    environment = {
-        "processor": info.processor_name(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": module.active_isa() if module is not None else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
     content = {
-        "environment": environment,
+        "environment": environment(),
         "architecture": options.architecture,
         "size": list(options.size),
         "steps": STEPS,

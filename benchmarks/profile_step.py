@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +24,10 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from measured_on import environment
 from torch import Tensor
 
-from cscl_fast import backends, info, ops, use_backend
+from cscl_fast import ops, use_backend
 from cscl_fast.config import AdaptationConfig
 from cscl_fast.models import WeightAverage, build_model, freeze_affine
 from cscl_fast.trainer.labelling import Labeller
@@ -183,16 +183,8 @@ def main() -> None:
     rows = []
     for architecture in options.architectures:
         rows += measure(architecture, tuple(options.size), options.rounds)
-    module = backends.library_module()
-    environment = {
-        "processor": info.processor_name(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": module.active_isa() if module is not None else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
     RESULTS.write_text(
-        json.dumps({"environment": environment, "steps": rows}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({"environment": environment(), "steps": rows}, indent=1) + "\n", encoding="utf-8"
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +24,10 @@ from unittest import mock
 
 import torch
 from layout_copies import copies_of, of_features
+from measured_on import environment
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from cscl_fast import CSCL, SourceOnly, backends, info, ops
+from cscl_fast import CSCL, SourceOnly, ops
 from cscl_fast.cli import parse
 from cscl_fast.models import reestimate_statistics
 from cscl_fast.trainer.run import Run
@@ -190,16 +190,8 @@ def main() -> None:
     streams = [run.world.stream(which, target) for which in ("source", "target")]
     phases["adaptation"] = report(Steps(watch, cscl.step, *streams), cscl.players, options)
     print(markdown(phases))
-    module = backends.library_module()
     content = {
-        "environment": {
-            "processor": info.processor_name(),
-            "device": str(run.device),
-            "threads": torch.get_num_threads(),
-            "instruction_set": module.active_isa() if module is not None else None,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "environment": environment() | {"device": str(run.device)},
         "preset": config.preset,
         "architecture": config.model.architecture,
         "size": list(config.source.size or ()),

@@ -1,31 +1,16 @@
-"""The operators of the Triton backend against float64, by Triton's interpreter.
-
-The interpreter must be chosen before Triton is imported. Where it was not, one test runs this file
-again in a process of its own; with TRITON_INTERPRET=1 in the environment the tests run as they are.
-"""
+"""The operators on logits of the Triton backend against float64, by Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("triton")
-sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
-
-import oracles
+from interpreter_cases import ALL_KINDS, SPREAD, interpreted, random_labels, upsampled
 from operator_cases import (
     CASES,
-    DTYPES,
-    LAYOUTS,
     Case,
     array,
     assert_gradient,
@@ -33,55 +18,17 @@ from operator_cases import (
     make_logits,
     make_thresholds,
 )
+from torch import Tensor
 
 from cscl_fast.backends.reference import transfer_reward as reference_reward
-from cscl_fast.backends.triton import class_centroid, class_threshold
-from cscl_fast.backends.triton.launch import INTERPRETED
+from cscl_fast.backends.triton import class_threshold
 from cscl_fast.backends.triton.pseudo_label_loss import pseudo_label_loss
 from cscl_fast.backends.triton.soft_pseudo_label import soft_pseudo_labels
-from cscl_fast.backends.triton.symmetric_soft_divergence import symmetric_soft_divergence
 from cscl_fast.backends.triton.transfer_reward import transfer_reward
 from cscl_fast.backends.triton.upsampled_cross_entropy import upsampled_cross_entropy
 
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 in advance")
 SCALE = 1024.0  # gradients of a mean are below what float16 can hold
-# One layout and dtype for every case, so that all of them occur.
-SPREAD = [
-    pytest.param(case, DTYPES[i % 3], LAYOUTS[i // 3 % 3], id=case.name)
-    for i, case in enumerate(CASES)
-]
-ALL_KINDS = [
-    pytest.param(CASES[1], dtype, layout, id=f"{CASES[1].name}-{dtype}-{layout}")
-    for dtype in DTYPES
-    for layout in LAYOUTS
-]
 BAD = (float("nan"), float("inf"), -float("inf"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="already interpreted")
-@pytest.mark.timeout(1800)
-def test_operators_in_the_interpreter() -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert told.returncode == 0, told.stdout[-10_000:] + told.stderr[-2_000:]
-
-
-def upsampled(logits: Tensor, case: Case) -> np.ndarray:
-    return oracles.upsample(array(logits), case.size, case.align_corners)
-
-
-def random_labels(case: Case, area: tuple[int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(case.seed + 7)
-    shape = (case.shape[0], *area)
-    labels = torch.randint(0, case.shape[1], shape, generator=generator)
-    labels[torch.rand(shape, generator=generator) < 0.2] = 255
-    return labels
 
 
 def check_soft(logits: Tensor, delta: Tensor, gamma: float, case: Case) -> None:
@@ -266,100 +213,6 @@ def test_thresholds_are_order_statistics_of_float32() -> None:
     assert class_threshold.class_thresholds(certain, 0.5, (2, 2), False).tolist() == [1.0] * 3
 
 
-FEATURES = {
-    "plain": ((2, 16, 7, 9), 5),
-    "one location": ((1, 8, 1, 1), 3),
-    "one class": ((1, 1, 4, 5), 1),
-    "256 classes": ((2, 4, 9, 8), 256),
-    "no image": ((0, 4, 5, 6), 3),
-    "wide": ((1, 300, 3, 4), 19),
-}
-
-
-def make_features(
-    name: str, dtype: torch.dtype, layout: str, salt: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, hard labels and soft ones."""
-    shape, classes = FEATURES[name]
-    generator = torch.Generator().manual_seed(salt)
-    features = torch.randn(shape, generator=generator).to(dtype)
-    if layout == "channels-last":
-        features = features.contiguous(memory_format=torch.channels_last)
-    elif layout == "strided":
-        features = features.repeat_interleave(2, dim=3)[..., ::2]
-    batch, _, height, width = shape
-    hard = torch.randint(0, classes, (batch, height, width), generator=generator)
-    gone = torch.rand(hard.shape, generator=generator) < 0.3
-    soft = (3 * torch.randn(batch, classes, height, width, generator=generator)).softmax(1)
-    soft = soft.round(decimals=1).masked_fill(gone[:, None], 0)  # ties
-    return features, hard.masked_fill(gone, 255), soft.to(dtype)
-
-
-@interpreted
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", FEATURES)
-def test_class_centroids(name: str, dtype: torch.dtype, layout: str) -> None:
-    classes = FEATURES[name][1]
-    features, *both = make_features(name, dtype, layout, 0)
-    features.requires_grad_()
-    for labels in both:
-        centroids, mass = class_centroid.class_centroids(features, labels, classes)
-        expected, expected_mass = oracles.centroids(array(features), array(labels), classes)
-        assert_within(centroids, expected)
-        assert_within(mass, expected_mass)
-        assert not mass.requires_grad
-        weight = torch.randn(centroids.shape, generator=torch.Generator().manual_seed(5))
-        (gradient,) = torch.autograd.grad((centroids * weight).sum(), features)
-        row, share = oracles.assignment(array(labels), classes)
-        per_mass = array(weight) / expected_mass.clip(1e-30)[:, None]
-        wanted = per_mass[row] * (share * (row >= 0))[:, None]
-        assert_gradient(gradient, oracles.image(wanted, array(features)))
-
-
-@interpreted
-def test_a_bad_feature_spoils_its_own_class_only() -> None:
-    features = torch.randn(1, 3, 2, 4)
-    features[0, 1, 0, 1] = float("nan")
-    features[0, 0, 1, 2] = float("inf")
-    labels = torch.tensor([[0, 1, 2, 255], [0, 1, 255, 2]])[None]
-    centroids, _ = class_centroid.class_centroids(features, labels, 3)
-    assert centroids[[0, 2]].isfinite().all()
-    assert centroids[1].isfinite().tolist() == [True, False, True]
-
-
-@interpreted
-@pytest.mark.parametrize("normalise", ["softmax", "l1"])
-@pytest.mark.parametrize("name", FEATURES)
-def test_symmetric_soft_divergence(name: str, normalise: str) -> None:
-    classes = FEATURES[name][1]
-    for i, dtype in enumerate(DTYPES if classes < 256 else DTYPES[:1]):
-        source, hard, _ = make_features(name, dtype, LAYOUTS[i], 0)
-        target, _, soft = make_features(name, dtype, LAYOUTS[i], 1)
-        loss = symmetric_soft_divergence(source, hard, target, soft, classes, normalise, 1e-6)
-        sides = (
-            oracles.centroids(array(source), array(hard), classes),
-            oracles.centroids(array(target), array(soft), classes),
-        )
-        assert_within(loss, oracles.divergence(*sides, normalise, 1e-6))
-
-
-@interpreted
-@pytest.mark.parametrize("normalise", ["softmax", "l1"])
-def test_gradient_of_the_divergence(normalise: str) -> None:
-    from cscl_fast.backends.reference import symmetric_soft_divergence as reference
-
-    source, hard, _ = make_features("plain", torch.float32, "contiguous", 0)
-    target, _, soft = make_features("plain", torch.float32, "channels-last", 1)
-    given = [source.requires_grad_(), hard, target.requires_grad_(), soft, 5, normalise, 0.5]
-    found = torch.autograd.grad(symmetric_soft_divergence(*given), (source, target))
-    wide = [source.detach().double().requires_grad_(), hard]
-    wide += [target.detach().double().requires_grad_(), soft.double(), *given[4:]]
-    wanted = torch.autograd.grad(reference.symmetric_soft_divergence(*wide), (wide[0], wide[2]))
-    for a, b in zip(found, wanted, strict=True):
-        assert_gradient(a, array(b))
-
-
 @interpreted
 @pytest.mark.parametrize(("case", "dtype", "layout"), SPREAD)
 def test_transfer_reward(case: Case, dtype: torch.dtype, layout: str) -> None:
@@ -386,122 +239,3 @@ def test_close_calls_are_decided_in_float64() -> None:
     wanted = reference_reward.transfer_reward(gated, plain, labels)
     assert torch.equal(found[1], wanted[1])
     assert torch.equal(found[0], wanted[0])
-
-
-Call = Callable[[Tensor], Any]
-LABELS = torch.arange(2 * 15 * 20).view(2, 15, 20) % 6
-SMALL = torch.arange(2 * 6 * 7).view(2, 6, 7) % 6
-DELTA = torch.linspace(0.2, 1.0, 5)
-# Every operator by logits or features [2, 5, 6, 7], and the registered one with its arguments.
-CALLS: dict[str, Call] = {
-    "soft_pseudo_labels": lambda x: soft_pseudo_labels(x, DELTA, 0.25, 15, 20, False),
-    "pseudo_label_loss": lambda x: pseudo_label_loss(x, DELTA, 0.25, None, (15, 20), False)[0],
-    "pseudo_label_loss, own size": lambda x: pseudo_label_loss(x, DELTA, 0.25, x, None, False)[0],
-    "upsampled_cross_entropy": lambda x: upsampled_cross_entropy(x, LABELS, 255, True)[0],
-    "upsampled_cross_entropy, own size": lambda x: upsampled_cross_entropy(x, SMALL, 255, False)[0],
-    "class_thresholds": lambda x: class_threshold.class_thresholds(x, 0.4, (15, 20), False),
-    "class_centroids": lambda x: class_centroid.class_centroids(x, SMALL, 5),
-    "symmetric_soft_divergence": lambda x: symmetric_soft_divergence(
-        x, SMALL, x * 2, x.detach().softmax(1), 5, "softmax", 1e-6
-    ),
-    "transfer_reward": lambda x: transfer_reward(x, x.flip(2), SMALL),
-}
-
-
-def answers(call: Call, x: Tensor) -> list[Tensor]:
-    """What comes out, and the gradient of it if there is one."""
-    x = x.detach().clone().requires_grad_()
-    found = call(x)
-    found = list(found) if isinstance(found, tuple) else [found]
-    if found[0].requires_grad:
-        found.append(torch.autograd.grad(found[0].sum(), x)[0])
-    return [tensor.detach() for tensor in found]
-
-
-@interpreted
-@pytest.mark.parametrize("name", CALLS)
-def test_repeats_bitwise_and_leaves_modes_alone(name: str) -> None:
-    call, x = CALLS[name], torch.randn(2, 5, 6, 7)
-    wanted = answers(call, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        in_autocast = answers(call, x)
-    for other in (answers(call, x), in_autocast):
-        for a, b in zip(wanted, other, strict=True):
-            assert torch.equal(a, b)
-            assert a.dtype == b.dtype
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            found = call(x)
-        for a, b in zip(wanted, found if isinstance(found, tuple) else [found], strict=False):
-            assert torch.equal(a, b)
-
-
-@interpreted
-@pytest.mark.parametrize("name", CALLS)
-def test_compiles_whole(name: str) -> None:
-    torch.compiler.reset()
-    call, x = CALLS[name], torch.randn(2, 5, 6, 7)
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    for a, b in zip(answers(compiled, x), answers(call, x), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@interpreted
-@pytest.mark.parametrize("name", CALLS)
-def test_a_second_derivative_is_refused(name: str) -> None:
-    x = torch.randn(2, 5, 6, 7, requires_grad=True)
-    found = CALLS[name](x)
-    found = found[0] if isinstance(found, tuple) else found
-    if not found.requires_grad:
-        return
-    # The gradient of a linear function is a constant; a power makes it depend on the input.
-    (gradient,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="has no second derivative on the backend 'triton'"):
-        torch.autograd.grad(gradient.sum(), x)
-
-
-@interpreted
-def test_opcheck() -> None:
-    """The registrations: schema, fake tensors, autograd, and tracing with dynamic shapes."""
-    operators = torch.ops.cscl_fast_triton
-    for memory_format, size, labels in (
-        (torch.contiguous_format, (6, 7), SMALL),
-        (torch.channels_last, (9, 8), torch.arange(2 * 9 * 8).view(2, 9, 8) % 6),
-    ):
-        x = torch.randn(2, 5, 6, 7).contiguous(memory_format=memory_format).requires_grad_()
-        torch.library.opcheck(
-            operators.soft_pseudo_labels.default, (x.detach(), DELTA, 0.25, *size, False)
-        )
-        torch.library.opcheck(
-            operators.upsampled_cross_entropy.default, (x, labels, 255, False, False)
-        )
-        torch.library.opcheck(
-            operators.pseudo_label_loss.default,
-            (x, x.detach() * 2, DELTA, 0.25, *size, False, True),
-        )
-    x = torch.randn(2, 5, 6, 7, requires_grad=True)
-    histogram = class_threshold.new_histogram(5, "cpu")
-    torch.library.opcheck(
-        operators.class_threshold_update.default, (histogram, x.detach(), 9, 9, False)
-    )
-    torch.library.opcheck(operators.thresholds_of_histogram.default, (histogram, None, [0.4, 0.5]))
-    torch.library.opcheck(operators.class_thresholds.default, (x.detach(), 0.4, 9, 9, False))
-    torch.library.opcheck(operators.class_centroids.default, (x, SMALL, 5))
-    soft = x.detach().softmax(1)
-    torch.library.opcheck(
-        operators.symmetric_soft_divergence.default,
-        (x, SMALL, (x * 2).detach().requires_grad_(), soft, 5, "softmax", 1e-6),
-    )
-    torch.library.opcheck(
-        operators.transfer_reward.default, (x.detach(), x.detach().flip(1), SMALL)
-    )
-
-
-@interpreted
-def test_strided_and_expanded_tensors() -> None:
-    wide = torch.randn(4, 10, 12, 14)
-    views = (wide[::2, 1::2, ::2, ::2], wide[:1, :5, :6, :7].expand(2, -1, -1, -1))
-    for view in (*views, wide[:2, :5, :7, :6].transpose(2, 3)):
-        for call in CALLS.values():
-            for a, b in zip(answers(call, view), answers(call, view.contiguous()), strict=True):
-                assert torch.equal(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_a_stream_goes_on_anywhere(config: Config, which: str, workers: int) -> 
     take(again, 2)
     again.seek(8)
     assert same(take(again, 5), whole[4:])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_is_read_by_as_many_processes_as_asked(config: Config, workers: int) -> None:
+    before = set(multiprocessing.active_children())
+    stream = World(replace(config, workers=workers), CPU).stream("source", 2)
+    stream.next()
+    assert len(set(multiprocessing.active_children()) - before) == workers
 
 
 def test_a_stream_touches_no_global_generator(config: Config) -> None:

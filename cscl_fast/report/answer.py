@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cscl_fast.report.comparison import PAPER_NAMES, Comparison, Kind, Spread
+from cscl_fast.report.comparison import PAPER_NAMES, Comparison, Kind
+from cscl_fast.studies.spread import Spread
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
 LEFT_OUT = {

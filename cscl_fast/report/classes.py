@@ -11,8 +11,9 @@ from typing import Any
 
 from cscl_fast import published
 from cscl_fast.data import CITYSCAPES_19
-from cscl_fast.report.comparison import Comparison, Kind, Spread, spread
+from cscl_fast.report.comparison import Comparison, Kind
 from cscl_fast.scenes import SCENE_CLASS_COLORS, SCENE_CLASS_NAMES
+from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
 Color = tuple[int, int, int]

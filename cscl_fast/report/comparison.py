@@ -7,9 +7,7 @@ the seed. A kind is named by what sets it apart from the others in the report: w
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from cscl_fast.cli import to_yaml
 from cscl_fast.presets import PRESETS, preset
 from cscl_fast.report.records import ReportError, RunRecords, Score, flatten
 from cscl_fast.studies.folders import INDIFFERENT
+from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY
 
 PAPER_NAMES = {"transfer": "TC", "pseudo-labels": "CG", "divergence": "SD"}
@@ -26,40 +25,6 @@ PAPER_NAMES = {"transfer": "TC", "pseudo-labels": "CG", "divergence": "SD"}
 # Two runs that differ in these keys alone are of one kind. `source_only` and `without` are looked
 # at by themselves; presets are told apart by their names.
 _OF_NO_ACCOUNT = (INDIFFERENT - {"preset"}) | {"seed", "source_only", "without", "evaluation_batch"}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number over several runs."""
-
-    values: tuple[float, ...]  # without NaN
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation; NaN for a single run."""
-        return statistics.stdev(self.values) if self.n > 1 else math.nan
-
-    def text(self, digits: int = 1, *, sign: bool = False) -> str:
-        """`36.8`, or `36.8 ± 0.4` over several runs; a dash where there is nothing."""
-        if not self.values:
-            return "–"
-        mean = f"{round(self.mean, digits) + 0.0:.{digits}f}".replace("-", "−")
-        if sign and round(self.mean, digits) > 0:
-            mean = f"+{mean}"
-        # Spaces that do not break: a number stays on one line.
-        return mean if self.n == 1 else f"{mean}\u00a0±\u00a0{self.deviation:.{digits}f}"
-
-
-def spread(values: Iterable[float | None]) -> Spread:
-    return Spread(tuple(v for v in values if v is not None and math.isfinite(v)))
 
 
 @dataclass

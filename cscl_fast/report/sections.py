@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from cscl_fast.report import answer, pictures, series
 from cscl_fast.report import classes as by_class
-from cscl_fast.report.comparison import PAPER_NAMES, Comparison, Spread
+from cscl_fast.report.comparison import PAPER_NAMES, Comparison
 from cscl_fast.report.curves import COLORS, sparkline
 from cscl_fast.report.dots import Dots, dot_chart
 from cscl_fast.report.markup import Markup, escape, join, note, swatch, table, tag
 from cscl_fast.report.records import RunRecords, Table, number
+from cscl_fast.studies.spread import Spread
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY, TARGET_STATISTICS
 from cscl_fast.trainer.transferability_panels import REWARD_COLORS
 

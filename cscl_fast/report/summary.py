@@ -10,10 +10,11 @@ from PIL import Image
 
 from cscl_fast.report import answer, background, series
 from cscl_fast.report import classes as by_class
-from cscl_fast.report.comparison import Comparison, Spread
+from cscl_fast.report.comparison import Comparison
 from cscl_fast.report.page import default_title
 from cscl_fast.report.sections import SCORES_NOTE, left_out
 from cscl_fast.report.style import STYLE
+from cscl_fast.studies.spread import Spread
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY, TARGET_STATISTICS
 
 WIDEST = 1200  # pixels of a picture

@@ -39,7 +39,7 @@ def _write_csv(path: Path, sweep: Sweep, found: dict[str, Row]) -> None:
             for weights, _ in WEIGHTS:
                 s = row.spread(weights)
                 cells += [f"{s.mean:.3f}", "" if math.isnan(s.deviation) else f"{s.deviation:.3f}"]
-                cells.append(s.count)
+                cells.append(s.n)
             writer.writerow(cells)
 
 

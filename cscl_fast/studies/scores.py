@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 from typing import Literal
 
 from cscl_fast.config import Part
 from cscl_fast.studies.folders import is_finished, rows_of, scores_of
 from cscl_fast.studies.plan import SOURCE_ONLY, PlannedRun, Study
+from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import TARGET_STATISTICS
 
 Weights = Literal["last", "averaged"]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A value over seeds."""
-
-    mean: float
-    deviation: float  # of the sample (n − 1); nan with a single value
-    count: int
-
-    def __str__(self) -> str:
-        if not self.count:
-            return "–"
-        text = f"{self.mean:.1f}"
-        return text if math.isnan(self.deviation) else f"{text} ± {self.deviation:.1f}"
-
-
-def spread(values: list[float]) -> Spread:
-    """Mean and deviation of the values that are not nan."""
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return Spread(math.nan, math.nan, 0)
-    deviation = statistics.stdev(known) if len(known) > 1 else math.nan
-    return Spread(statistics.fmean(known), deviation, len(known))
 
 
 @dataclass

@@ -13,9 +13,9 @@ from cscl_fast import published
 from cscl_fast.cli import to_yaml
 from cscl_fast.studies.plan import Study
 from cscl_fast.studies.scores import Row, Weights, keys_of
+from cscl_fast.studies.spread import NOTHING
 
 Cells = list[list[str]]
-NOTHING = "–"
 WEIGHTS: tuple[tuple[Weights, str], ...] = (
     ("last", "last checkpoint"),
     ("averaged", "averaged weights"),

@@ -13,7 +13,7 @@ from fake_runs import CLASSES, fake_run, fake_study
 from cscl_fast.report import ReportError, compare, read_run, runs_below
 from cscl_fast.report.__main__ import read_all
 from cscl_fast.report.answer import answer_rows, headline, sentences
-from cscl_fast.report.comparison import Spread, spread
+from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
 

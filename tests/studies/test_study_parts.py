@@ -7,14 +7,14 @@ from pathlib import Path
 from cscl_fast.cli import parse
 from cscl_fast.studies.launch import last_step
 from cscl_fast.studies.plan import make_plan
-from cscl_fast.studies.scores import spread
+from cscl_fast.studies.spread import spread
 from cscl_fast.studies.tables import results
 
 
 def test_mean_and_deviation_leave_out_what_there_is_not() -> None:
     nan = float("nan")
     assert str(spread([1.0, 2.0, 3.0, nan])) == "2.0 ± 1.0"
-    assert str(spread([4.25])) == "4.2" and spread([4.25]).count == 1
+    assert str(spread([4.25])) == "4.2" and spread([4.25]).n == 1
     assert str(spread([nan])) == str(spread([])) == "–"
 
 

@@ -16,11 +16,12 @@ from cscl_fast import backends
 from cscl_fast._version import __version__
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str, missing: str = "not installed") -> str:
+    """The version of an installed package; `missing` where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return missing
 
 
 def processor_name() -> str:
@@ -37,7 +38,7 @@ def _versions() -> Iterator[str]:
     yield f"cscl_fast {__version__} in {Path(__file__).resolve().parent}"
     yield f"Python {platform.python_version()} on {platform.platform()}"
     packages = ("torchvision", "triton", "numpy")
-    others = ", ".join(f"{name} {_version_of(name)}" for name in packages)
+    others = ", ".join(f"{name} {version_of(name)}" for name in packages)
     yield f"PyTorch {torch.__version__}, {others}"
     yield f"processor: {processor_name()}"
     if torch.cuda.is_available():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,7 +17,7 @@ import torch
 
 from cscl_fast import backends
 from cscl_fast._version import __version__
-from cscl_fast.info import processor_name
+from cscl_fast.info import processor_name, version_of
 from cscl_fast.trainer.processes import Processes
 
 Entries = dict[str, str | int | float]
@@ -41,7 +40,7 @@ def environment(
     entries |= {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: _version_of(name) for name in ("torchvision", "numpy", "triton")},
+        **{name: version_of(name, "none") for name in ("torchvision", "numpy", "triton")},
         "apex": _apex(),
         "platform": platform.platform(),
         "processor": processor_name(),
@@ -99,19 +98,12 @@ def commit_of(checkout: Path) -> str | None:
     return None
 
 
-def _version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
 def _apex() -> str:
     """The version of NVIDIA's Apex; other packages have that name, too."""
     found = importlib.util.find_spec("apex")
     for folder in (found and found.submodule_search_locations) or ():
         if (Path(folder) / "optimizers" / "fused_adam.py").exists():
-            return _version_of("apex")
+            return version_of("apex", "none")
     return "none"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -215,15 +216,15 @@ def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _table(path: Path) -> Table:
-    """The rows of a CSV file; those that were torn off in the middle have empty cells."""
+    """The rows of a CSV file; of a last line that was torn off no cell can be trusted."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        lines = (line.replace("\0", "") for line in file)
-        return [
-            {key: value or "" for key, value in row.items() if key is not None}
-            for row in csv.DictReader(lines)
-        ]
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    whole = text[: text.rfind("\n") + 1]
+    return [
+        {key: value or "" for key, value in row.items() if key is not None}
+        for row in csv.DictReader(io.StringIO(whole))
+    ]
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -137,6 +137,14 @@ def test_places_of_runs(tmp_path: Path) -> None:
     assert run.classes == [] and sentences(compare([run]))[0] == "There is no score yet."
 
 
+@pytest.mark.parametrize("torn", ["adaptation,100,CSCL,3", "adaptation,100,CS", "adaptation"])
+def test_a_row_that_was_torn_off_is_no_score(tmp_path: Path, torn: str) -> None:
+    run = fake_run(tmp_path / "run", until=50)
+    with open(run / "evaluation.csv", "a") as file:
+        file.write(torn)
+    assert [step for step, _ in read_run(run).scores(ADAPTED)] == [50]
+
+
 def test_classes_that_differ_are_named(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", classes={"road": 80, "car": 20})
     fake_run(tmp_path / "b", classes={"road": 80, "tram": 20, "sky": 9})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from cscl_fast.report.comparison import Comparison, preset_values
 from cscl_fast.report.dots import stacked_bar
 from cscl_fast.report.markup import Markup, join, note, table, tag
 from cscl_fast.report.records import RunRecords, number
+from cscl_fast.report.wording import in_words, shortened_yaml
 
 PHASES = {"warmup": "Source-only training", "adaptation": "Adaptation"}
 # In the order of their colours: the seventh is grey.
@@ -25,7 +25,6 @@ PARTS = {
     "records": "tables and pictures",
 }
 # Of the configuration, what is the run's own and no difference from a preset.
-_PATH = re.compile(r"(?<![\w./…])/(?:[^\s/'\",:]+/)+([^\s/'\",:]+/[^\s/'\",:]+)")
 _OWN = ("run", "preset", "config", "resume", "overwrite")
 
 
@@ -135,7 +134,7 @@ def configuration(comparison: Comparison) -> Markup:
         head = ["row", *(tag("code", key) for key in comparison.differing)]
         caption = "What differs between the rows, besides the parts left out."
         content.append(table(head, rows, caption=caption, text_columns=len(head)))
-    whole = tag("pre", tag("code", shortened(run.config_text)), tabindex="0")
+    whole = tag("pre", tag("code", shortened_yaml(run.config_text)), tabindex="0")
     content.append(tag("details", tag("summary", "The whole configuration"), whole))
     return join(content)
 
@@ -150,20 +149,6 @@ def from_preset(run: RunRecords) -> list[tuple[str, Any, Any]] | None:
         for key, value in run.config.items()
         if key in usual and key not in _OWN and value != usual[key]
     ]
-
-
-def in_words(value: Any) -> str:
-    """A value of the configuration or the environment as the tables write it."""
-    if isinstance(value, list | tuple):
-        return " ".join(str(v) for v in value) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else shortened(str(value))
-
-
-def shortened(text: str) -> str:
-    """Absolute paths with their last two parts only: reports are handed on, home folders not."""
-    return _PATH.sub(r"…/\1", text)
 
 
 def environment(comparison: Comparison) -> Markup:

@@ -16,6 +16,7 @@ import yaml
 from cscl_fast.cli import to_yaml
 from cscl_fast.presets import PRESETS, preset
 from cscl_fast.report.records import ReportError, RunRecords, Score, flatten
+from cscl_fast.report.wording import in_words
 from cscl_fast.studies.folders import INDIFFERENT
 from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY
@@ -229,7 +230,9 @@ def _name(run: RunRecords, keys: Sequence[str]) -> str:
         name = ADAPTED
     if len(keys) > 3:  # whole other experiments: their settings would be no name
         return f"{name} ({run.name})"
-    values = [f"{key.removeprefix('adaptation.')} {run.config.get(key, '?')}" for key in keys]
+    values = [
+        f"{key.removeprefix('adaptation.')} {in_words(run.config.get(key, '?'))}" for key in keys
+    ]
     return ", ".join([name, *values])
 
 

@@ -43,7 +43,8 @@ def gallery(files: Sequence[Path]) -> Markup:
         try:
             tiles = take_apart(file)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
-            rows.append(note(f"{file.name} cannot be shown: {error}"))
+            # By its kind alone: the messages of Pillow name the file with all its folders.
+            rows.append(note(f"{file.name} cannot be shown ({type(error).__name__})"))
             continue
         whole = len(tiles) == 1 and not tiles[0][0]
         content = []

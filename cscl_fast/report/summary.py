@@ -14,6 +14,7 @@ from cscl_fast.report.comparison import Comparison
 from cscl_fast.report.page import default_title
 from cscl_fast.report.sections import SCORES_NOTE, left_out
 from cscl_fast.report.style import STYLE
+from cscl_fast.report.wording import in_words
 from cscl_fast.studies.spread import Spread
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY, TARGET_STATISTICS
 
@@ -112,8 +113,7 @@ def _configuration(comparison: Comparison) -> list[str]:
     lines = ["## Configuration", ""]
     lines += [f"Preset `{preset}`; run {_plain(run.name)}."]
     if differences:
-        say = background.in_words
-        rows = [[f"`{key}`", say(mine), say(usual)] for key, mine, usual in differences]
+        rows = [[f"`{key}`", in_words(mine), in_words(usual)] for key, mine, usual in differences]
         lines += ["", _table(("what differs", "this run", f"preset {preset}"), rows)]
     if run.environment:
         named = ("cscl_fast", "torch", "processor", "gpu", "threads")

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_runs import CLASSES, fake_run, fake_study
 from page_parser import Page
 from PIL import Image
 
 from cscl_fast.report import compare, page, read_run
 from cscl_fast.report.__main__ import main, read_all
+from cscl_fast.report.wording import in_words, shortened, shortened_yaml
 
 
 def of(*runs: Path) -> Page:
@@ -171,15 +173,47 @@ def test_the_thirteen_classes_of_synthia(tmp_path: Path) -> None:
     assert shown.text.count("mIoU* ") == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/home/jane/data/mine/source", "…/mine/source"),
+        ("/home/Jane Doe/projects/data/source", "…/data/source"),
+        ("/home/jane, the 2nd/mine", "…/mine"),
+        ("/home/jane", "~"),
+        ("~jane/a/b/c", "…/b/c"),
+        ("C:\\Users\\Jane\\data\\source", "…/data/source"),
+        ("/mnt/jane/a/b", "…/a/b"),
+        ("/data/source", "/data/source"),
+        ("relative/mine/data", "relative/mine/data"),
+        ("imagenet", "imagenet"),
+    ],
+)
+def test_of_a_path_only_its_end_is_shown(path: str, shown: str) -> None:
+    assert shortened(path) == in_words(path) == shown
+    assert in_words([path, 3]) == f"{shown} 3"
+    text = yaml.safe_dump({"source": {"root": path}, "seed": 3, "all": [path]})
+    assert yaml.safe_load(shortened_yaml(text)) == {
+        "source": {"root": shown}, "seed": 3, "all": [shown]
+    }  # fmt: skip
+
+
 def test_paths_of_the_machine_stay_at_home(tmp_path: Path) -> None:
-    run = fake_run(tmp_path / "run", source__root="/home/somebody/data/mine/source",
-                   evaluation__root="relative/data")  # fmt: skip
-    shown = of(run)
-    assert "…/mine/source" in shown.text and "relative/data" in shown.text
-    assert "somebody" not in page(compare([read_run(run)]))
+    """Nor do they get into the names of kinds, or where a picture is torn."""
+    folder = tmp_path / "somebody"
+    run = fake_run(folder / "a", source__root="/home/some body/data/mine/source",
+                   target__root="/home/somebody", evaluation__root="relative/data")  # fmt: skip
+    other = fake_run(folder / "b", source__root="/home/some body/data/other/source")
+    for torn in (run, other):
+        (torn / "panels" / "target_0.png").write_bytes(b"torn")
+    shown = of(run, other)
+    assert "source.root …/mine/source" in shown.text and "relative/data" in shown.text
+    assert "target_0.png cannot be shown (UnidentifiedImageError)" in shown.text
+    text = page(compare(read_all([run, other])))
     markdown = tmp_path / "r.md"
     assert main([str(run), "--markdown", str(markdown)]) == 0
-    assert "…/mine/source" in markdown.read_text() and "somebody" not in markdown.read_text()
+    assert "…/mine/source" in markdown.read_text()
+    for written in (text, (run / "report.html").read_text(), markdown.read_text()):
+        assert not re.search("some ?body", written)
 
 
 def test_large_pictures_are_made_small(tmp_path: Path) -> None:

@@ -201,6 +201,16 @@ def folder_classes(file: Path) -> tuple[ClassList, npt.NDArray[np.uint8]]:
     return classes, table
 
 
+def write_classes(file: Path, classes: ClassList) -> None:
+    """Write a class list as the `classes.json` that `folder_classes` reads."""
+    entries = [
+        {"name": name, "color": list(color)}
+        for name, color in zip(classes.names, classes.colors, strict=True)
+    ]
+    content = {"classes": entries, "ignore": classes.ignore}
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def require_same_classes(
     source: ClassList, target: ClassList, *, names: tuple[str, str] = ("source", "target")
 ) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import colorsys
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cscl_fast import published
 from cscl_fast.data import CITYSCAPES_19
+from cscl_fast.data.classes import Color
 from cscl_fast.report.comparison import Comparison, Kind
+from cscl_fast.report.records import class_colors
 from cscl_fast.scenes import SCENE_CLASS_COLORS, SCENE_CLASS_NAMES
 from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
-Color = tuple[int, int, int]
+PUBLISHED = ("gta5", "cityscapes", "synthia", "nthu")  # one list of colours for all of them
 
 
 @dataclass
@@ -94,29 +92,19 @@ def published_name(kind: Kind) -> str:
 
 
 def colors(comparison: Comparison) -> dict[str, Color]:
-    """Class → RGB: from the data set's classes.json if it is there, else by the usual names."""
-    known: dict[str, Color] = dict(zip(SCENE_CLASS_NAMES, SCENE_CLASS_COLORS, strict=True))
-    known |= dict(zip(CITYSCAPES_19.names, CITYSCAPES_19.colors, strict=True))
-    for section in ("evaluation", "source"):
-        root = comparison.shown.config.get(f"{section}.root")
-        if root is not None:
-            known |= _from_file(Path(str(root)) / "classes.json")
-    count = max(len(comparison.classes), 1)
-    generated = {
-        name: _color([255 * c for c in colorsys.hls_to_rgb(i / count, 0.5, 0.6)])
-        for i, name in enumerate(comparison.classes)
-    }
-    return {name: known.get(name, generated[name]) for name in comparison.classes}
+    """Class → RGB as the pictures have it; empty where it could only be guessed.
 
-
-def _from_file(file: Path) -> dict[str, Color]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["classes"]
-        return {str(e["name"]): _color(e["color"]) for e in entries}
-    except (OSError, ValueError, KeyError, TypeError):  # the data need not be here any more
-        return {}
-
-
-def _color(values: Sequence[Any]) -> Color:
-    red, green, blue = (round(float(v)) for v in values)
-    return red, green, blue
+    A run of an earlier version has no `classes.json`. If its data were drawn or published their
+    colours are known; those of a `folder` are in its own list, if that can be found for certain.
+    """
+    run = comparison.shown
+    kind, root = run.config.get("source.kind"), Path(str(run.config.get("source.root")))
+    found = run.colors
+    if not found and kind == "scenes":
+        found = dict(zip(SCENE_CLASS_NAMES, SCENE_CLASS_COLORS, strict=True))
+    elif not found and kind == "folder" and root.is_absolute():
+        found = class_colors(root / "classes.json")
+    elif not found and kind in PUBLISHED:
+        known = dict(zip(CITYSCAPES_19.names, CITYSCAPES_19.colors, strict=True))
+        found = {name: known[name] for name in comparison.classes if name in known}
+    return found if list(found) == comparison.classes else {}

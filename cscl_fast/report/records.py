@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from cscl_fast.data import DataError
+from cscl_fast.data.classes import Color, folder_classes
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY
 
 Table = list[dict[str, str]]  # the rows of a CSV file
@@ -42,6 +44,7 @@ class RunRecords:
     environment: dict[str, Any] = field(default_factory=dict)
     panels: list[Path] = field(default_factory=list)
     transferability: list[Path] = field(default_factory=list)
+    colors: dict[str, Color] = field(default_factory=dict)  # class → RGB, as its pictures have it
 
     @property
     def seed(self) -> int | None:
@@ -201,6 +204,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecords:
         environment=_mapping(folder / "environment.json"),
         panels=[p for p in _pictures(folder / "panels") if p.stem != "overview"],
         transferability=_pictures(folder / "transferability"),
+        colors=class_colors(folder / "classes.json"),
     )
 
 
@@ -233,6 +237,15 @@ def _mapping(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # not there, or torn: it is written again at the end
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def class_colors(file: Path) -> dict[str, Color]:
+    """Class → RGB of a `classes.json`; empty where there is none."""
+    try:
+        classes, _ = folder_classes(file)
+    except (OSError, DataError):
+        return {}
+    return dict(zip(classes.names, classes.colors, strict=True))
 
 
 def _pictures(folder: Path) -> list[Path]:

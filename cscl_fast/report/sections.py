@@ -278,6 +278,8 @@ def panels(comparison: Comparison) -> Markup:
 
 def _class_keys(comparison: Comparison) -> Markup:
     colors = by_class.colors(comparison)
+    if not colors:
+        return note("The colours of the classes are not recorded (classes.json).")
     spans = [tag("span", swatch(colors[name]), name) for name in comparison.classes]
     return tag("div", *spans, class_="keys")
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from cscl_fast.cli import to_yaml
 from cscl_fast.config import Config
+from cscl_fast.data.classes import write_classes
 from cscl_fast.models import SegmentationModel
 from cscl_fast.trained import to_plain
 from cscl_fast.trainer import checkpoint
@@ -142,7 +143,7 @@ class Keeper:
             for path in self.folder.glob(pattern):
                 path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.write_config()
+        self._write_what_it_is()
 
     def resume(self, warn: Callable[[str], None]) -> State:
         """Go back to the newest whole checkpoint: network, place, tables and timing.
@@ -183,7 +184,7 @@ class Keeper:
             warn(f"warning: {self.folder / name} is shorter than at the checkpoint; rows are lost")
         for part in self.checkpoints.glob("*.part"):  # the process ended while it wrote
             part.unlink()
-        self.write_config()
+        self._write_what_it_is()
 
     def _require_same_batch(self, state: State, warn: Callable[[str], None]) -> None:
         """Another number of processes may go on if a step still learns from as many images."""
@@ -204,5 +205,7 @@ class Keeper:
             "images a step; dropout draws other random numbers"
         )
 
-    def write_config(self) -> None:
+    def _write_what_it_is(self) -> None:
+        """`config.yaml` and `classes.json`: known from the beginning, and changed by no step."""
         (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        write_classes(self.folder / "classes.json", self.world.classes)

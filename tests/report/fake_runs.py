@@ -16,6 +16,8 @@ import yaml
 from PIL import Image, ImageDraw
 
 from cscl_fast.cli import flatten, to_yaml
+from cscl_fast.data import ClassList
+from cscl_fast.data.classes import write_classes
 from cscl_fast.presets import preset
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 from cscl_fast.trainer.tiles import Tiles
@@ -24,6 +26,7 @@ CLASSES = {
     "road": 80, "sidewalk": 30, "building": 45, "fence_wall": 18, "pole": 2, "sign": 8,
     "vegetation": 40, "sky": 80, "person": 8, "car": 12, "bicyclist": 25,
 }  # fmt: skip
+COLORS = [(20 * i, 255 - 20 * i, 90) for i in range(len(CLASSES))]
 GAINS = {(): 7.5, ("transfer",): 7.3, ("pseudo-labels",): 4.0, ("divergence",): 7.9}
 METRICS = (
     "phase", "epoch", "step", "seconds", "total", "source", "target", "kept", "discriminator",
@@ -72,6 +75,8 @@ def fake_run(
     if not source_only:
         _by_class(folder, draw, classes, without, reached, old=old)
     if not old:
+        colors = tuple(COLORS[i % len(COLORS)] for i in range(len(classes)))
+        write_classes(folder / "classes.json", ClassList(tuple(classes), colors))
         _background(folder, seed, reached, without, finished=until is None)
     if pictures and not source_only and until is None:
         _pictures(folder, maps=not old and "transfer" not in without)
@@ -210,7 +215,7 @@ def _pictures(folder: Path, *, maps: bool) -> None:
             sheet.save(folder / name / f"target_{i}.png", pnginfo=tiles.entry())
 
 
-__all__ = ["CLASSES", "GAINS", "fake_run", "fake_study", "flatten"]
+__all__ = ["CLASSES", "COLORS", "GAINS", "fake_run", "fake_study", "flatten"]
 
 if __name__ == "__main__":
     fake_study(Path(sys.argv[1]))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_runs import CLASSES, fake_run, fake_study
+from fake_runs import CLASSES, COLORS, fake_run, fake_study
 from page_parser import Page
 from PIL import Image
 
 from cscl_fast.report import compare, page, read_run
 from cscl_fast.report.__main__ import main, read_all
 from cscl_fast.report.wording import in_words, shortened, shortened_yaml
+from cscl_fast.scenes import SCENE_CLASS_COLORS, SCENE_CLASS_NAMES
 
 
 def of(*runs: Path) -> Page:
@@ -60,10 +61,36 @@ def test_runs_of_earlier_versions(tmp_path: Path) -> None:
     assert "From metrics.csv: Source-only training: 1490 steps in 1,341 s" in shown.text
 
 
-@pytest.mark.parametrize("lost", range(9))
+def test_colours_are_those_of_the_run_wherever_the_report_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another data set may lie where the run's was, in classes of the same names."""
+    run = fake_run(tmp_path / "run", source__root="data")
+    text = (run / "classes.json").read_text()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "classes.json").write_text(text.replace("90", "7"))
+    monkeypatch.chdir(tmp_path)
+    true = dict(zip(CLASSES, COLORS, strict=True))
+
+    def swatches(*runs: Path) -> set[str]:
+        found = page(compare(read_all(runs)))
+        return set(re.findall(r'class="swatch" style="background:rgb(\([^)]*\))', found))
+
+    assert swatches(run) == {str(color) for color in true.values()}
+    (run / "classes.json").unlink()  # as in runs of earlier versions
+    assert swatches(run) == set()
+    assert "The colours of the classes are not recorded (classes.json)" in of(run).text
+    named = fake_run(tmp_path / "named", source__root=str(tmp_path / "data"), old=True)
+    assert swatches(named) == {str((r, g, 7)) for r, g, _ in true.values()}
+    drawn = fake_run(tmp_path / "drawn", classes=dict.fromkeys(SCENE_CLASS_NAMES, 30.0),
+                     source__kind="scenes", old=True)  # fmt: skip
+    assert swatches(drawn) == {str(color) for color in SCENE_CLASS_COLORS}
+
+
+@pytest.mark.parametrize("lost", range(10))
 def test_any_file_may_be_missing_or_torn(tmp_path: Path, lost: int) -> None:
     names = ("metrics.csv", "evaluation.csv", "thresholds.csv", "kept.csv", "gap.csv",
-             "timing.json", "environment.json", "panels/target_0.png",
+             "timing.json", "environment.json", "classes.json", "panels/target_0.png",
              "transferability/target_1.png")  # fmt: skip
     run = fake_run(tmp_path / "run")
     file = run / names[lost]

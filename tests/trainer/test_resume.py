@@ -100,6 +100,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
         assert passed[0] <= stop
         assert signal.getsignal(signal.SIGINT) is before
         command = ["--resume", str(run)]
+        (run / "classes.json").unlink()  # runs of earlier versions have none
     monkeypatch.setattr(Run, "_step_done", done)
     assert main(command) == 0
     assert_same_runs(run, whole[kind])
@@ -209,8 +210,8 @@ def test_a_run_that_is_overwritten_leaves_nothing(worlds: Path, tmp_path: Path, 
     assert main(arguments(worlds, run, "--overwrite", "--source-only", "--panels", "0")) == 0
     files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
     assert files == {
-        "config.yaml", "environment.json", "timing.json", "metrics.csv", "evaluation.csv",
-        "results.txt", "results.md", "checkpoints/source.pt", "checkpoints/last.pt",
-        "panels/notes.txt",
+        "config.yaml", "classes.json", "environment.json", "timing.json", "metrics.csv",
+        "evaluation.csv", "results.txt", "results.md", "checkpoints/source.pt",
+        "checkpoints/last.pt", "panels/notes.txt",
     }  # fmt: skip
     assert len(rows(run / "metrics.csv")) == 4

@@ -24,6 +24,7 @@ from trainer_worlds import (
 )
 
 from cscl_fast.cli import parse
+from cscl_fast.data.classes import folder_classes
 from cscl_fast.models import reestimate_statistics
 from cscl_fast.presets import preset
 from cscl_fast.train import main
@@ -45,8 +46,8 @@ WEIGHTS = preset("small").adaptation.weights
 def test_a_finished_run_leaves_its_files(finished: Path) -> None:
     files = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert files == {
-        "config.yaml", "metrics.csv", "evaluation.csv", "thresholds.csv", "curves.png",
-        "kept.csv", "gap.csv", "timing.json", "environment.json",
+        "config.yaml", "classes.json", "metrics.csv", "evaluation.csv", "thresholds.csv",
+        "curves.png", "kept.csv", "gap.csv", "timing.json", "environment.json",
         "convergence.csv", "convergence.png",
         "checkpoints/previous.pt", "transferability/source_p0.png",
         "transferability/source_p7.png", "transferability/target_p0.png",
@@ -56,6 +57,8 @@ def test_a_finished_run_leaves_its_files(finished: Path) -> None:
     }  # fmt: skip
     entries = yaml.safe_load((finished / "config.yaml").read_text())
     assert entries["adaptation"]["steps"] == 2 and entries["run"] == str(finished)
+    classes, _ = folder_classes(finished / "classes.json")
+    assert tuple(zip(classes.names, classes.colors, strict=True)) == CLASSES
 
 
 def test_metrics_hold_every_value_of_every_step(finished: Path) -> None:

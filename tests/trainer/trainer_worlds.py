@@ -108,7 +108,7 @@ def assert_same_runs(a: Path, b: Path) -> None:
             for f in (a, b)
         )
         assert found == expected, name
-    for name in ("results.txt", "results.md"):
+    for name in ("classes.json", "results.txt", "results.md"):
         assert (a / name).read_text() == (b / name).read_text(), name
 
 

@@ -9,6 +9,7 @@ from cscl_fast.report.dots import stacked_bar
 from cscl_fast.report.markup import Markup, join, note, table, tag
 from cscl_fast.report.records import RunRecords, number
 from cscl_fast.report.wording import in_words, shortened_yaml
+from cscl_fast.studies.folders import resolved_by_runs
 
 PHASES = {"warmup": "Source-only training", "adaptation": "Adaptation"}
 # In the order of their colours: the seventh is grey.
@@ -147,7 +148,10 @@ def from_preset(run: RunRecords) -> list[tuple[str, Any, Any]] | None:
     return [
         (key, value, usual[key])
         for key, value in run.config.items()
-        if key in usual and key not in _OWN and value != usual[key]
+        if key in usual
+        and key not in _OWN
+        and value != usual[key]
+        and not resolved_by_runs(key, value, usual[key])
     ]
 
 

@@ -101,11 +101,14 @@ def differences(found: Config, wanted: Config, *, source_only: bool) -> list[str
             continue
         if not source_only and key == "model.init":  # the study's own source.pt, wherever it lies
             continue
-        if key == "model.batchnorm_affine" and "auto" in (value, there[key]):
-            continue  # a run writes down what auto became
-        if there[key] != value:
+        if there[key] != value and not resolved_by_runs(key, there[key], value):
             different.append(f"{key} is {there[key]} there and {value} here")
     return different
+
+
+def resolved_by_runs(key: str, *values: Any) -> bool:
+    """Whether these values of a key need not differ: a run writes down what `auto` became."""
+    return key == "model.batchnorm_affine" and "auto" in values
 
 
 def _only_adapts(key: str) -> bool:

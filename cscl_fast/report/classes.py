@@ -28,20 +28,19 @@ class Column:
 
 def columns(comparison: Comparison) -> list[Column]:
     """Source only with both statistics, then the last CSCL of every kind; gains are not here."""
-    source, main = comparison.source, comparison.main
+    main = comparison.main
     keys = ["mIoU", "mIoU*", *comparison.classes]
 
     def column(title: str, kind: Kind, row: str) -> Column:
         return Column(title, {key: kind.last(row, key) for key in keys})
 
     found = [
-        column(SOURCE_ONLY, source, SOURCE_ONLY),
-        column(TARGET_STATISTICS, source, TARGET_STATISTICS),
+        column(comparison.source_name(source, row), source, row)
+        for source in comparison.sources
+        for row in (SOURCE_ONLY, TARGET_STATISTICS)
     ]
-    for kind in comparison.kinds:
-        if not kind.source_only:
-            found.append(column(kind.name, kind, ADAPTED))
-    found.append(column(f"{main.name}, averaged weights", main, AVERAGED))
+    found += [column(kind.title, kind, ADAPTED) for kind in comparison.adapted]
+    found.append(column(f"{main.title}, averaged weights", main, AVERAGED))
     return [c for c in found if any(value.n for value in c.values.values())]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from cscl_fast.cli import to_yaml
 from cscl_fast.presets import PRESETS, preset
 from cscl_fast.report.records import ReportError, RunRecords, Score, flatten
 from cscl_fast.report.wording import in_words
-from cscl_fast.studies.folders import INDIFFERENT
+from cscl_fast.studies.folders import INDIFFERENT, resolved_by_runs
 from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, SOURCE_ONLY
 
@@ -32,9 +33,29 @@ _OF_NO_ACCOUNT = (INDIFFERENT - {"preset"}) | {"seed", "source_only", "without",
 class Kind:
     """The runs of one kind, by seed."""
 
-    name: str
     runs: list[RunRecords]
+    details: list[str]  # what sets it apart from other kinds, besides the parts left out
     changed: int = 0  # keys in which it differs from its preset, of those that kinds differ in
+
+    @property
+    def name(self) -> str:
+        """As the paper's tables have it, with the details."""
+        if self.source_only:
+            name = SOURCE_ONLY
+        elif self.without:
+            name = ", ".join(f"w/o {PAPER_NAMES.get(part, part)}" for part in self.without)
+        else:
+            name = ADAPTED
+        return ", ".join([name, *self.details])
+
+    @property
+    def title(self) -> str:
+        """The name, where numbers of kinds stand beside each other."""
+        return self.name if self.finished else f"{self.name}, so far"
+
+    @property
+    def preset(self) -> str:
+        return str(self.runs[0].config.get("preset", "?"))
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -45,9 +66,23 @@ class Kind:
         return self.runs[0].source_only
 
     @property
+    def finished(self) -> bool:
+        """Whether its numbers are of finished runs."""
+        return any(run.finished for run in self.runs)
+
+    @cached_property
     def counted(self) -> list[RunRecords]:
-        """The runs that numbers are taken from: the finished ones, or all if there is none."""
-        return [run for run in self.runs if run.finished] or self.runs
+        """The runs that numbers are taken from: the finished ones, or all if there is none.
+
+        Of these the ones with a score both before and after the adaptation, as far as there are
+        any: means over the same runs differ by the mean gain.
+        """
+        chosen = [run for run in self.runs if run.finished] or self.runs
+        for rows in ((SOURCE_ONLY, ADAPTED), (ADAPTED,), (SOURCE_ONLY,)):
+            scored = [run for run in chosen if all(_has_score(run, row) for row in rows)]
+            if scored:
+                return scored
+        return chosen
 
     def over_runs(self, value: Callable[[RunRecords], float | None]) -> Spread:
         return spread(value(run) for run in self.counted)
@@ -57,7 +92,12 @@ class Kind:
         return self.over_runs(lambda run: _entry(run.last(row), key))
 
     def against(self, other: Kind, row: str = ADAPTED, key: str = "mIoU") -> Spread:
-        """Points that this kind's last score is above another's, within each seed both have."""
+        """Points that this kind's last score is above another's, within each seed both have.
+
+        Nothing as long as one of the two has no finished run: it may be at another step.
+        """
+        if not (self.finished and other.finished):
+            return spread(())
         theirs = {run.seed: _entry(run.last(row), key) for run in other.counted}
         return spread(
             mine - theirs[run.seed]  # type: ignore[operator]
@@ -90,6 +130,10 @@ def _entry(score: Score | None, key: str) -> float | None:
     return None if score is None else score.get(key)
 
 
+def _has_score(run: RunRecords, row: str) -> bool:
+    return spread([_entry(run.last(row), "mIoU")]).n > 0
+
+
 def _best(run: RunRecords) -> Score | None:
     best = run.best()
     return None if best is None else best[2]
@@ -108,9 +152,16 @@ class Comparison:
         return [run for kind in self.kinds for run in kind.runs]
 
     @property
+    def adapted(self) -> list[Kind]:
+        return [kind for kind in self.kinds if not kind.source_only]
+
+    @property
     def main(self) -> Kind:
-        """The kind that the report opens with: the full method, as near to its preset as it is."""
-        adapted = [kind for kind in self.kinds if not kind.source_only]
+        """The kind that the report opens with: the full method, as near to its preset as it is.
+
+        One with a score, as long as there is any: an ablation if the full method has only begun.
+        """
+        adapted = [kind for kind in self.adapted if kind.last(ADAPTED).n] or self.adapted
         full = [kind for kind in adapted if not kind.without]
         return min(full or adapted or self.kinds, key=lambda kind: kind.changed)
 
@@ -123,10 +174,19 @@ class Comparison:
         )
 
     @property
-    def source(self) -> Kind:
-        """The kind whose "source only" scores stand for the source network."""
-        alone = [kind for kind in self.kinds if kind.source_only]
-        return alone[0] if alone else self.main
+    def sources(self) -> list[Kind]:
+        """The kinds whose "source only" scores stand for the source networks, of each preset."""
+        found = [kind for kind in self.kinds if kind.source_only]
+        for kind in (self.main, *self.adapted):
+            if kind.preset not in {other.preset for other in found}:
+                found.append(kind)
+        return found
+
+    def source_name(self, kind: Kind, row: str = SOURCE_ONLY) -> str:
+        """A row of one of the `sources`: with what sets it apart from the others."""
+        presets = {other.preset for other in self.kinds}
+        apart = [f"preset {kind.preset}"] if len(presets) > 1 else []
+        return ", ".join([row, *(kind.details if kind.source_only else apart)])
 
 
 def compare(runs: Sequence[RunRecords]) -> Comparison:
@@ -140,7 +200,12 @@ def compare(runs: Sequence[RunRecords]) -> Comparison:
     classes = _common_classes(runs)
     adapted = [run for run in runs if not run.source_only]
     alone = [run for run in runs if run.source_only]
-    kinds = [*_kinds(alone), *_kinds(adapted)]
+    presets = len({run.config.get("preset") for run in runs}) > 1
+    kinds = [*_kinds(alone, presets), *_kinds(adapted, presets)]
+    names = [kind.name for kind in kinds]
+    for kind, name in zip(kinds, names, strict=True):
+        if names.count(name) > 1:  # they differ in something that the words do not show
+            kind.details.append(f"run {kind.runs[0].name}")
     return Comparison(kinds, classes, sorted({*_differing(adapted), *_differing(alone)}))
 
 
@@ -166,27 +231,38 @@ def _common_classes(runs: Sequence[RunRecords]) -> list[str]:
     return first.classes
 
 
-def _kinds(runs: Sequence[RunRecords]) -> list[Kind]:
-    """Kinds in the order of the paper's tables: each part left out, then the full method."""
+def _kinds(runs: Sequence[RunRecords], presets: bool) -> list[Kind]:
+    """Kinds in the order of the paper's tables: each part left out, then the full method.
+
+    Args:
+        presets: several are in the report, so that a kind says which is its own.
+    """
     keys = _differing(runs)
-    usual = {name: preset_values(name) for name in {run.config.get("preset") for run in runs}}
+    names = {run.config.get("preset") for run in runs}
+    of_presets = {name: preset_values(name) for name in names}
 
     def changes(run: RunRecords) -> list[str]:
-        values = usual[run.config.get("preset")]
-        return [k for k in keys if _comparable(run.config.get(k)) != _comparable(values.get(k))]
+        values = of_presets[run.config.get("preset")]
+        pairs = {k: (run.config.get(k), values.get(k)) for k in keys if k != "preset"}
+        return [
+            k
+            for k, (mine, usual) in pairs.items()
+            if _comparable(mine) != _comparable(usual)
+            # Another start settles this, too, and is a name already.
+            and not ("model.init" in keys and resolved_by_runs(k, mine, usual))
+        ]
 
     found: dict[tuple[Any, ...], list[RunRecords]] = {}
     for run in runs:
         key = (run.without, *(_comparable(run.config.get(k)) for k in keys))
         found.setdefault(key, []).append(run)
-    kinds = [
-        Kind(
-            _name(group[0], changes(group[0])),
-            sorted(group, key=lambda run: (run.seed or 0, run.name)),
-            len(changes(group[0])),
-        )
-        for group in found.values()
-    ]
+    kinds = []
+    for group in found.values():
+        group.sort(key=lambda run: (run.seed or 0, run.name))
+        changed = changes(group[0])
+        details = [f"preset {group[0].config.get('preset', '?')}"] if presets else []
+        details += _details(group[0], changed)
+        kinds.append(Kind(group, details, len(changed)))
     order = list(PAPER_NAMES)
     return sorted(
         kinds,
@@ -221,19 +297,12 @@ def _comparable(value: Any) -> str:
     return repr(list(value) if isinstance(value, tuple) else value)
 
 
-def _name(run: RunRecords, keys: Sequence[str]) -> str:
-    if run.source_only:
-        name = SOURCE_ONLY
-    elif run.without:
-        name = ", ".join(f"w/o {PAPER_NAMES.get(part, part)}" for part in run.without)
-    else:
-        name = ADAPTED
+def _details(run: RunRecords, keys: Sequence[str]) -> list[str]:
     if len(keys) > 3:  # whole other experiments: their settings would be no name
-        return f"{name} ({run.name})"
-    values = [
+        return [f"run {run.name}"]
+    return [
         f"{key.removeprefix('adaptation.')} {in_words(run.config.get(key, '?'))}" for key in keys
     ]
-    return ", ".join([name, *values])
 
 
 def preset_values(name: Any) -> dict[str, Any]:

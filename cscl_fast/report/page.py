@@ -47,8 +47,11 @@ def page(comparison: Comparison, title: str | None = None) -> str:
 def default_title(comparison: Comparison) -> str:
     """What was run: the preset and the data, how often."""
     main = comparison.main
-    preset = main.runs[0].config.get("preset", "")
-    name = f"CSCL, preset {preset}" if preset else "CSCL"
+    presets = sorted(
+        {str(run.config["preset"]) for run in comparison.runs if "preset" in run.config}
+    )
+    several = "s" if len(presets) > 1 else ""
+    name = f"CSCL, preset{several} {', '.join(presets)}" if presets else "CSCL"
     if len(comparison.runs) == 1:
         seed = main.runs[0].seed
         return f"{name}, seed {seed}" if seed is not None else name

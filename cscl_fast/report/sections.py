@@ -52,16 +52,16 @@ def left_out(comparison: Comparison) -> list[str]:
 
 
 def _kinds_chart(comparison: Comparison) -> Markup:
-    source = comparison.source
     rows = []
-    for name in (SOURCE_ONLY, TARGET_STATISTICS):
-        value = source.last(name)
-        rows.append(Dots(name, value.values, value.mean, value.deviation, index=6))
-    adapted = [kind for kind in comparison.kinds if not kind.source_only]
+    for source in comparison.sources:
+        for row in (SOURCE_ONLY, TARGET_STATISTICS):
+            value, name = source.last(row), comparison.source_name(source, row)
+            rows.append(Dots(name, value.values, value.mean, value.deviation, index=6))
+    adapted = comparison.adapted
     for index, kind in enumerate(adapted):
         value = kind.last(ADAPTED)
         color = (len(adapted) - index - 1) % COLORS
-        rows.append(Dots(kind.name, value.values, value.mean, value.deviation, index=color))
+        rows.append(Dots(kind.title, value.values, value.mean, value.deviation, index=color))
     remark = "A dot is a run, the upright line their mean, the level line ± one sample deviation."
     return dot_chart("mIoU, last", "%", rows, remark=remark)
 
@@ -105,7 +105,7 @@ def classes(comparison: Comparison) -> Markup:
     """IoU by class as dots and as a table, the paper's column beside it."""
     columns = by_class.columns(comparison)
     if not columns:
-        return note("There is no score yet.")
+        return note(answer.no_score(comparison))
     paper = by_class.paper(comparison)
     colors = by_class.colors(comparison)
     main = comparison.main

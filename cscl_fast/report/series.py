@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 
 from cscl_fast.report.comparison import Comparison, Kind
-from cscl_fast.report.curves import Line, chart
+from cscl_fast.report.curves import COLORS, Line, chart
 from cscl_fast.report.markup import Markup, join
 from cscl_fast.report.records import RunRecords
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
@@ -35,9 +35,9 @@ def over_runs(kind: Kind, points: Callable[[RunRecords], Points]) -> Line:
     """The mean over the runs of a kind at the steps that all of them have, ± a deviation."""
     found = [values for run in kind.counted if (values := points(run))]
     if not found:
-        return Line(kind.name, [])
+        return Line(kind.title, [])
     if len(found) == 1:
-        return Line(kind.name, found[0])
+        return Line(kind.title, found[0])
     tables = [dict(values) for values in found]
     steps = sorted(set.intersection(*(set(table) for table in tables)))
     mean, band = [], []
@@ -46,12 +46,12 @@ def over_runs(kind: Kind, points: Callable[[RunRecords], Points]) -> Line:
         middle, deviation = statistics.fmean(there), statistics.stdev(there)
         mean.append((step, middle))
         band.append((step, middle - deviation, middle + deviation))
-    return Line(kind.name, mean, band)
+    return Line(kind.title, mean, band)
 
 
 def score_chart(comparison: Comparison) -> Markup:
     """mIoU over the steps of the adaptation; what was before it as level lines."""
-    adapted = [kind for kind in comparison.kinds if not kind.source_only]
+    adapted = comparison.adapted
     lines = []
     if len(adapted) == 1:
         for index, row in enumerate((ADAPTED, AVERAGED)):
@@ -60,11 +60,12 @@ def score_chart(comparison: Comparison) -> Markup:
     else:
         for index, kind in enumerate(reversed(adapted)):
             line = over_runs(kind, lambda run: _scores(run, ADAPTED))
-            lines.append(Line(kind.name, line.points, line.band, index))
-    for index, row in ((6, SOURCE_ONLY), (5, TARGET_STATISTICS)):
-        level = comparison.source.last(row)
-        if level.n:
-            lines.append(Line(row, [], index=index, level=level.mean))
+            lines.append(Line(kind.title, line.points, line.band, index))
+    for i, source in enumerate(comparison.sources):
+        for index, row in ((6 - 2 * i, SOURCE_ONLY), (5 - 2 * i, TARGET_STATISTICS)):
+            level, name = source.last(row), comparison.source_name(source, row)
+            if level.n:
+                lines.append(Line(name, [], index=index % COLORS, level=level.mean))
     return chart("mIoU on the evaluation images", "%", lines, digits=1)
 
 
@@ -83,7 +84,7 @@ def gap_charts(comparison: Comparison) -> Markup:
 
 def loss_charts(comparison: Comparison) -> Markup:
     """A chart for each group of losses; with several kinds, one for each loss."""
-    several = len([kind for kind in comparison.kinds if not kind.source_only]) > 1
+    several = len(comparison.adapted) > 1
     charts = [_warmup(comparison)]
     for phase, keys, title, unit in LOSSES:
         if several:
@@ -101,10 +102,13 @@ def loss_charts(comparison: Comparison) -> Markup:
 
 
 def _warmup(comparison: Comparison) -> Markup:
-    """Of the kind that trained on the source: a study's others begin where it ended."""
-    source = comparison.source
-    lines = [_line(source, "warmup", "source", 0)]
-    if not lines[0].points:
+    """Of the kinds that trained on the source: a study's others begin where they ended."""
+    sources = comparison.sources
+    lines = [_line(kind, "warmup", "source", i) for i, kind in enumerate(sources)]
+    if len(sources) > 1:
+        for line, kind in zip(lines, sources, strict=True):
+            line.name = comparison.source_name(kind)
+    if not any(line.points for line in lines):
         lines = [_line(comparison.main, "warmup", "source", 0)]
     title = "Source-only training: cross-entropy"
     return chart(title, "nats per pixel", lines, digits=3, low=0.0)
@@ -125,11 +129,11 @@ def _one(
 
 def _kinds(comparison: Comparison, points: Callable[[RunRecords], Points]) -> list[Line]:
     """One line for each kind that adapts, in the colours of the chart of scores."""
-    adapted = [kind for kind in comparison.kinds if not kind.source_only]
+    adapted = comparison.adapted
     lines = []
     for index, kind in enumerate(reversed(adapted)):
         line = over_runs(kind, points)
-        lines.append(Line(kind.name, line.points, line.band, index))
+        lines.append(Line(kind.title, line.points, line.band, index))
     return lines
 
 

@@ -57,7 +57,7 @@ def write_summary(comparison: Comparison, file: Path, title: str | None = None) 
         lines += [_table(["", *(c.title for c in shown), "gain"], rows), ""]
         lines += [_plain(paper.remark), ""] if paper.remark else []
     else:
-        lines += ["There is no score yet.", ""]
+        lines += [answer.no_score(comparison), ""]
     lines += [_picture(folder, path, text) for text, path in images[1:]]
     lines += _configuration(comparison)
     file.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

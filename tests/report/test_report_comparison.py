@@ -13,6 +13,10 @@ from fake_runs import CLASSES, fake_run, fake_study
 from cscl_fast.report import ReportError, compare, read_run, runs_below
 from cscl_fast.report.__main__ import read_all
 from cscl_fast.report.answer import answer_rows, headline, sentences
+from cscl_fast.report.background import from_preset
+from cscl_fast.report.classes import columns
+from cscl_fast.report.page import default_title
+from cscl_fast.report.series import score_chart
 from cscl_fast.studies.spread import Spread, spread
 from cscl_fast.trainer.rows import ADAPTED, AVERAGED, SOURCE_ONLY, TARGET_STATISTICS
 
@@ -119,6 +123,94 @@ def test_unfinished_runs_do_not_count_beside_finished_ones(tmp_path: Path) -> No
     alone = compare([read_run(tmp_path / "b")])
     assert alone.main.last(ADAPTED).n == 1
     assert sentences(alone)[0].startswith("So far (adaptation step 100 of 200), CSCL raised")
+
+
+def test_a_half_done_full_run_is_compared_with_nothing(tmp_path: Path) -> None:
+    fake_run(tmp_path / "full", until=50)
+    fake_run(tmp_path / "without", without=("divergence",))
+    comparison = compare(read_all([tmp_path]))
+    assert comparison.main.name == ADAPTED
+    assert comparison.kinds[0].against(comparison.main).n == 0
+    said = sentences(comparison)
+    assert not any("leaving a part out" in sentence for sentence in said)
+    assert said[-1].startswith("1 of 2 runs are not finished: full (adaptation step 50 of 200).")
+    assert "a row that has only such is marked “so far” and compared with no other" in said[-1]
+    assert [row[0] for row in answer_rows(comparison)] == ["w/o SD", "CSCL, so far"]
+    assert "CSCL, so far" in [column.title for column in columns(comparison)]
+
+
+def test_the_full_method_has_begun_and_an_ablation_is_finished(tmp_path: Path) -> None:
+    fake_run(tmp_path / "full", until=10)
+    fake_run(tmp_path / "without", without=("transfer",))
+    comparison = compare(read_all([tmp_path]))
+    assert comparison.main.name == "w/o TC"
+    first = sentences(comparison)[0]
+    assert first.startswith("CSCL without the critical transfer raised the mIoU on the target")
+
+    alone = fake_run(tmp_path / "more" / "source", source_only=True)
+    begun = fake_run(tmp_path / "more" / "full", until=10)
+    (begun / "evaluation.csv").unlink()
+    first = plain(sentences(compare(read_all([tmp_path / "more"])))[0])
+    assert f"reaches {last_of(alone, SOURCE_ONLY):.1f} % mIoU on the target" in first
+    assert first.endswith("; there is no score of the adaptation yet.")
+
+
+def test_before_and_after_are_of_the_same_runs(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / str(seed), seed=seed, until=50) for seed in range(2)]
+    fake_run(tmp_path / "2", seed=2, until=10)
+    comparison = compare(read_all([tmp_path]))
+    main = comparison.main
+    before, after = main.last(SOURCE_ONLY), main.last(ADAPTED)
+    assert before.n == after.n == main.gain(SOURCE_ONLY).n == 2
+    assert after.mean - before.mean == pytest.approx(main.gain(SOURCE_ONLY).mean)
+    assert before.mean == pytest.approx(statistics.mean(last_of(r, SOURCE_ONLY) for r in runs))
+    assert sentences(comparison)[0].startswith("So far, over 2 seeds, CSCL raised")
+    assert answer_rows(comparison)[0][1] == "2"
+
+
+def test_a_finished_run_without_a_score_before_is_named(tmp_path: Path) -> None:
+    for seed in range(3):
+        run = fake_run(tmp_path / f"run{seed}", seed=seed)
+    lines = (run / "evaluation.csv").read_text().splitlines(keepends=True)
+    (run / "evaluation.csv").write_text("".join(x for x in lines if ",source only," not in x))
+    comparison = compare(read_all([tmp_path]))
+    assert comparison.main.last(ADAPTED).n == comparison.main.last(SOURCE_ONLY).n == 2
+    assert sentences(comparison)[-1] == "Finished, but without a score before or after: run2."
+
+
+def test_two_presets_are_told_apart(tmp_path: Path) -> None:
+    names = ["gta5-cityscapes", "gta5-cityscapes-vgg16"]
+    for name in names:
+        fake_run(tmp_path / name, preset=name)
+    fake_run(tmp_path / "without", preset=names[1], without=("transfer",))
+    comparison = compare(read_all([tmp_path]))
+    assert [kind.name for kind in comparison.kinds] == [
+        f"w/o TC, preset {names[1]}", *(f"CSCL, preset {name}" for name in names)
+    ]  # fmt: skip
+    titles = [column.title for column in columns(comparison)]
+    for name in names:
+        assert f"source only, preset {name}" in titles
+        assert f"source only, target statistics, preset {name}" in titles
+        assert f"source only, preset {name}" in score_chart(comparison)
+    said = sentences(comparison)
+    assert said[0].startswith(f"CSCL (preset {names[0]}) raised")
+    assert not any("leaving a part out" in sentence for sentence in said)  # it is the other's
+    assert default_title(comparison) == f"CSCL, presets {names[0]}, {names[1]}, 3 runs"
+
+
+def test_kinds_whose_words_are_the_same_have_the_names_of_their_runs(tmp_path: Path) -> None:
+    fake_run(tmp_path / "a", adaptation__gamma=0.5)
+    fake_run(tmp_path / "b", adaptation__gamma="0.5")
+    kinds = compare(read_all([tmp_path])).kinds
+    assert [kind.name for kind in kinds] == ["CSCL, gamma 0.5, run a", "CSCL, gamma 0.5, run b"]
+
+
+def test_what_auto_became_is_no_difference(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path / "a", model__batchnorm_affine="trained"))
+    assert from_preset(run) == []
+    fake_run(tmp_path / "b", model__init="imagenet", model__batchnorm_affine="frozen")
+    comparison = compare(read_all([tmp_path]))
+    assert [k.name for k in comparison.kinds] == ["CSCL", "CSCL, model.init imagenet"]
 
 
 def test_places_of_runs(tmp_path: Path) -> None:

@@ -158,7 +158,15 @@ def test_one_class_and_classes_without_a_score(tmp_path: Path) -> None:
     of(fake_run(tmp_path / "one", classes={"thing": 40.0}))
     shown = of(fake_run(tmp_path / "two", classes={"road": 60.0, "bus": math.nan, "sky": 70.0}))
     assert re.search(r"bus – – – – –", shown.text)
-    of(fake_run(tmp_path / "none", classes={"road": math.nan, "sky": math.nan}))
+
+
+def test_without_labels_to_evaluate_with_there_is_no_score(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "none", classes={"road": math.nan, "sky": math.nan})
+    said = "There is no score: the evaluation images have no labels."
+    assert of(run).text.count(said) == 2  # as the answer, and for the classes
+    assert main([str(run), "--markdown", str(tmp_path / "r.md")]) == 0
+    text = (tmp_path / "r.md").read_text()
+    assert text.count(said) == 2 and "yet" not in text
 
 
 def test_a_study(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from cscl_fast.report.curves import ticks
 from cscl_fast.report.markup import Markup, figure, tag
 
 WIDTH, ROW = 440, 26
+LINE = 15  # of a name that takes two
+LONGEST = 30  # characters of a name in one line
 RIGHT, TOP, BOTTOM = 16, 6, 24
 
 
@@ -33,8 +35,10 @@ def dot_chart(title: str, unit: str, rows: Sequence[Dots], *, remark: str = "") 
     if not finite:
         return Markup("")
     scale = ticks(min(finite), max(finite), 6)
-    left = 16 + min(200, round(7.1 * max(len(row.name) for row in rows)))
-    height = TOP + ROW * len(rows) + BOTTOM
+    names = [_lines(row.name) for row in rows]
+    left = 16 + min(200, round(7.1 * max(len(line) for lines in names for line in lines)))
+    tall = ROW + LINE * (max(map(len, names)) - 1)
+    height = TOP + tall * len(rows) + BOTTOM
 
     def across(value: float) -> float:
         return left + (value - scale[0]) / (scale[-1] - scale[0]) * (WIDTH - left - RIGHT)
@@ -48,7 +52,8 @@ def dot_chart(title: str, unit: str, rows: Sequence[Dots], *, remark: str = "") 
                 text_anchor="middle")
         )  # fmt: skip
     for i, row in enumerate(rows):
-        drawn += _row(row, TOP + ROW * (i + 0.5), left, across)
+        y = TOP + tall * (i + 0.5)
+        drawn += [_name(row.name, names[i], left - 8, y), *_row(row, y, tall, left, across)]
     svg = tag(
         "svg", *drawn, viewBox=f"0 0 {WIDTH} {height}", role="img", class_="chart",
         aria_label=f"{title}, {unit}: " + "; ".join(_said(row) for row in rows),
@@ -56,12 +61,25 @@ def dot_chart(title: str, unit: str, rows: Sequence[Dots], *, remark: str = "") 
     return figure(title, unit, svg, *([tag("p", remark, class_="remark")] if remark else []))
 
 
-def _row(row: Dots, y: float, left: int, across: Callable[[float], float]) -> list[Markup]:
-    name = row.name if len(row.name) <= 30 else f"{row.name[:29]}…"
-    drawn = [
-        tag("text", tag("title", row.name), name, x=left - 8, y=f"{y:.1f}", text_anchor="end",
-            dominant_baseline="middle", class_="name")
-    ]  # fmt: skip
+def _lines(name: str) -> list[str]:
+    """A name in one line, or broken in two behind the comma nearest to the end of the first."""
+    lines = [name]
+    if len(name) > LONGEST and (comma := name.rfind(", ", 0, LONGEST + 2)) > 0:
+        lines = [name[:comma], name[comma + 2 :]]
+    return [line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…" for line in lines]
+
+
+def _name(name: str, lines: Sequence[str], x: int, y: float) -> Markup:
+    first = y - LINE / 2 * (len(lines) - 1)
+    spans = [tag("tspan", line, x=x, y=f"{first + LINE * i:.1f}") for i, line in enumerate(lines)]
+    return tag("text", tag("title", name), *spans, text_anchor="end", dominant_baseline="middle",
+               class_="name")  # fmt: skip
+
+
+def _row(
+    row: Dots, y: float, tall: int, left: int, across: Callable[[float], float]
+) -> list[Markup]:
+    drawn = []
     look = f"c{row.index}"
     if not math.isfinite(row.mean):
         drawn.append(
@@ -85,7 +103,7 @@ def _row(row: Dots, y: float, left: int, across: Callable[[float], float]) -> li
         shapes += f'<path class="mean {look}" d="M{at:.1f} {y - 8:.1f}v16"/>'
     else:
         shapes += f'<circle class="full {look}" cx="{at:.1f}" cy="{y:.1f}" r="5"/>'
-    reach = f'<rect class="reach" x="0" y="{y - ROW / 2:.1f}" width="{WIDTH}" height="{ROW}"/>'
+    reach = f'<rect class="reach" x="0" y="{y - tall / 2:.1f}" width="{WIDTH}" height="{tall}"/>'
     drawn.append(Markup(f"<g>{title}{reach}{shapes}</g>"))
     return drawn
 

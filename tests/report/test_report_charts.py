@@ -59,6 +59,14 @@ def test_dots() -> None:
     assert dot_chart("t", "%", [Dots("b", ())]) == ""
 
 
+def test_long_names_take_two_lines() -> None:
+    name = "source only, target statistics, preset gta5-cityscapes"
+    drawn = dot_chart("t", "%", [Dots(name, (), 5.0), Dots("x" * 90, (), 4.0)])
+    spans = re.findall(r"<tspan[^>]*>([^<]*)</tspan>", drawn)
+    assert spans == ["source only, target statistics", "preset gta5-cityscapes", "x" * 29 + "…"]
+    assert f"<title>{name}</title>" in drawn
+
+
 def test_everything_is_escaped_but_markup() -> None:
     assert tag("p", "<b>", Markup("<i>"), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i></p>'
     assert escape(3.5) == "3.5"

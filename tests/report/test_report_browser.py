@@ -93,3 +93,21 @@ def test_text_in_charts_is_legible_on_a_phone(browser: Browser, pages: dict[str,
         "parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.clientWidth / 440)"
     )
     assert len(sizes) > 50 and min(sizes) > 10  # pixels of the page
+
+
+@pytest.mark.parametrize("name", ["run", "odd"])
+def test_a_long_name_leaves_room_for_its_numbers_on_a_phone(
+    browser: Browser, pages: dict[str, Path], name: str
+) -> None:
+    """The first column stays where it is when a table is scrolled: it must not fill the window."""
+    browser.open(pages[name], width=375)
+    widest = "Math.max(...[...box.querySelectorAll('th:first-child')].map(c => c.offsetWidth))"
+    found = browser.value(
+        f"[...document.querySelectorAll('.sticky')].map(box => [box.clientWidth, {widest}])"
+    )
+    assert len(found) == 4  # scores, classes, thresholds, kept share
+    for width, first in found:
+        assert 40 < first < 0.55 * width
+    # A short name stays in one piece beside a long one: of one line, or two.
+    road = "[...document.querySelectorAll('.sticky tbody th')].find(c => c.innerText == 'road')"
+    assert browser.value(f"{road}.offsetHeight") < 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -102,8 +103,7 @@ def _standing_alone(svg: str) -> str:
     opening = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="660" style="background:var(--ground)" '
     )
-    rules = f"<style>{STYLE.replace('body{margin:0;', 'body{')}</style>"
-    return svg.replace("<svg ", opening, 1).replace(">", f">{rules}", 1)
+    return svg.replace("<svg ", opening, 1).replace(">", f"><style>{STYLE}</style>", 1)
 
 
 def _configuration(comparison: Comparison) -> list[str]:
@@ -123,7 +123,7 @@ def _configuration(comparison: Comparison) -> list[str]:
 
 
 def _picture(folder: Path, path: Path, text: str) -> str:
-    return f"![{_plain(text)}]({folder.name}/{path.name.replace(' ', '%20')})\n"
+    return f"![{_plain(text)}]({quote(folder.name)}/{quote(path.name)})\n"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

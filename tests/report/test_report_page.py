@@ -6,6 +6,8 @@ import csv
 import math
 import re
 from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -313,3 +315,15 @@ def test_markdown_summary(tmp_path: Path) -> None:
         assert 0 < (markdown.parent / name).stat().st_size < 150_000
     chart = (markdown.parent / pictures[0]).read_text(encoding="utf-8")
     assert 'xmlns="http://www.w3.org/2000/svg"' in chart and "<style>" in chart
+    ElementTree.fromstring(chart)  # is read strictly where it stands alone
+
+
+def test_pictures_of_a_summary_are_found_whatever_it_is_called(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    (run / "panels" / "target_0.png").rename(run / "panels" / "a (1) 50% [x] é.png")
+    markdown = tmp_path / "my notes (1).md"
+    assert main([str(run), "--markdown", str(markdown)]) == 0
+    links = re.findall(r"^!\[.*\]\((.*)\)$", markdown.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(links) == 4
+    for link in links:
+        assert not re.search(r"[\s()<>\[\]]", link) and (tmp_path / unquote(link)).is_file()

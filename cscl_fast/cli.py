@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     config.validate()
     for section in ("source", "target", "evaluation"):
         try:
-            getattr(config, section).validate()
+            getattr(config, section).validate(f"--preset small or --{section}.kind")
         except ValueError as error:
             raise ConfigError(f"{section}.{error}") from error
     return config

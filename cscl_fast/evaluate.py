@@ -41,6 +41,10 @@ def score_checkpoint(config: EvaluateConfig) -> Score:
     """Score `config.checkpoint` on `config.data` and write the CSV."""
     device = choose_device(config.device)
     trained = load_trained(config.checkpoint, device)
+    try:
+        config.data.validate("--data.kind")
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
     dataset = open_dataset(config.data, training=False)
     report = check_dataset(dataset)
     print(report)

@@ -85,12 +85,25 @@ class DatasetConfig:
         self.validate()
         return replace(self, size=DEFAULT_SIZES[self.kind]) if self.size == "default" else self
 
-    def validate(self) -> None:
-        """Refuse values that cannot work; says nothing about files."""
+    def validate(self, option: str = "kind") -> None:
+        """Refuse values that cannot work; says nothing about files.
+
+        Args:
+            option: what to give `folder` where files are named and the kind reads none.
+
+        Raises:
+            ValueError: names the key, what it holds and what it needs.
+        """
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it is one of {', '.join(KINDS)}")
         if self.kind != "scenes" and self.root is None:
             raise ValueError(f"root is not set; kind {self.kind!r} needs the data set's folder")
+        for key in ("root", "list_file", "city"):
+            if self.kind == "scenes" and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}, but kind is 'scenes', which are drawn and "
+                    f"read no files; for data of your own give {option} folder"
+                )
         if self.kind in PUBLISHED and self.classes not in (19, 16, 13):
             raise ValueError(f"classes is {self.classes}; kind {self.kind!r} has 19, 16 or 13")
         if isinstance(self.size, str) and self.size != "default":

@@ -286,6 +286,7 @@ def test_bad_files_in_the_middle_name_themselves(folder) -> None:
     [
         ({"kind": "kitti"}, "kind is 'kitti'; it is one of scenes, folder, gta5"),
         ({"root": None}, "root is not set; kind 'folder' needs the data set's folder"),
+        ({"kind": "scenes"}, "root is .*, but kind is 'scenes', .* read no files; .* kind folder"),
         ({"kind": "gta5", "classes": 12}, "classes is 12; kind 'gta5' has 19, 16 or 13"),
         ({"size": "large"}, "size is 'large'"),
         ({"size": (0, 4)}, r"size is \(0, 4\); it is \(H, W\), both positive"),

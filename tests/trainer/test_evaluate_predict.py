@@ -86,6 +86,11 @@ def test_a_drawn_world_is_the_one_of_the_runs_seed(
     assert evaluate.main([str(source)]) == 0
     found = dict(csv.reader((run / "checkpoints" / "source.evaluation.csv").open()))
     assert found["mIoU"] == rows(run / "evaluation.csv")[0]["mIoU"]
+    # Somebody's own data is not passed over because the run's was drawn.
+    capsys.readouterr()
+    assert evaluate.main([str(source), "--data.root", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert "data.root is mine, but kind is 'scenes'" in said and "--data.kind folder" in said
 
 
 def test_evaluate_refuses(

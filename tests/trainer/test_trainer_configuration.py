@@ -75,7 +75,8 @@ def test_preset_then_file_then_command_line(tmp_path: Path) -> None:
     assert config.adaptation.weights.critic == 0
     assert parse(["--config", file, "--without"]).without == ()  # none, whatever the file says
     # A preset on the command line takes the place of the file's.
-    assert parse(["--config", file, "--preset", "demo"]).source.kind == "scenes"
+    demo = parse(["--config", file, "--preset", "demo", "--target.kind", "folder"])
+    assert demo.source.kind == "scenes" and demo.target.root == Path("elsewhere")
 
 
 def test_the_resolved_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
@@ -184,6 +185,13 @@ def test_a_value_of_the_wrong_type_names_its_key(
         (["--source.size", "0", "5"], "source.size is (0, 5); it is (H, W), both positive"),
         (["--target.color-jitter", "9"], "target.color_jitter is 9.0; it is between 0 and 2"),
         (["--evaluation.kind", "gta5"], "evaluation.root is not set"),
+        (
+            ["--source.root", "mine", "--target.root", "mine"],
+            "source.root is mine, but kind is 'scenes', which are drawn and read no files; "
+            "for data of your own give --preset small or --source.kind folder",
+        ),
+        (["--evaluation.list-file", "a"], "evaluation.list_file is a, but kind is 'scenes'"),
+        (["--target.city", "Rome"], "target.city is Rome, but kind is 'scenes'"),
         (["--device", "gpu"], "device is gpu, which cannot be used"),
         (["--preset", "gta"], "unknown preset 'gta'; the nearest valid one is 'gta5-cityscapes'"),
         (["--config", "none.yaml"], "config is none.yaml; there is no such file"),

@@ -20,6 +20,10 @@ from cscl_fast.data.errors import DataError
 IGNORE = 255
 UNKNOWN = 254  # what an id map holds for an id that a label file should not contain
 MAX_CLASSES = 254  # 254 and 255 are taken
+# The columns that the tables of runs and studies have beside one for each class.
+RESERVED_NAMES = frozenset(
+    ("phase", "epoch", "step", "row", "portion", "mIoU", "mIoU*", "weights", "seed")
+)
 
 Color = tuple[int, int, int]
 
@@ -179,7 +183,8 @@ def folder_classes(file: Path) -> tuple[ClassList, npt.NDArray[np.uint8]]:
     """Class list and id table from the `classes.json` of a `folder` data set.
 
     Raises:
-        DataError: the file is missing, is not JSON, or does not hold a class list.
+        DataError: the file is missing, is not JSON, does not hold a class list, or has a class
+            with a name in `RESERVED_NAMES`.
     """
     example = '{"classes": [{"name": "road", "color": [128, 64, 128]}, ...], "ignore": 255}'
     if not file.is_file():
@@ -198,6 +203,13 @@ def folder_classes(file: Path) -> tuple[ClassList, npt.NDArray[np.uint8]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{file} is not a class list: {reason}; it should read {example}") from None
+    taken = [name for name in classes.names if name in RESERVED_NAMES]
+    if taken:
+        raise DataError(
+            f"{file} has a class named {' and one named '.join(taken)}, as another column of the "
+            "tables of results is; rename it there and in the other data sets. Names that no class "
+            f"may have: {', '.join(sorted(RESERVED_NAMES, key=str.lower))}"
+        )
     return classes, table
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from cscl_fast.data import (
     require_same_classes,
     thirteen_of_sixteen,
 )
-from cscl_fast.data.classes import folder_classes, id_table, published_id_table
+from cscl_fast.data.classes import RESERVED_NAMES, folder_classes, id_table, published_id_table
+from cscl_fast.scenes import SCENE_CLASS_NAMES
 
 # The contract's table, as text, so that no dict of the package can agree with itself.
 CITYSCAPES = (
@@ -131,6 +134,18 @@ def test_bad_classes_json(tmp_path, content: str | None, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         folder_classes(file)
     assert str(file) in str(caught.value) and '{"classes": [{"name": "road"' in str(caught.value)
+
+
+def test_a_class_named_like_another_column_of_the_tables_is_refused(tmp_path) -> None:
+    file = tmp_path / "classes.json"
+    for name in RESERVED_NAMES:
+        entries = [{"name": n, "color": [0, 0, 0]} for n in ("road", name)]
+        file.write_text(json.dumps({"classes": entries}))
+        with pytest.raises(DataError, match=f"has a class named {re.escape(name)}") as caught:
+            folder_classes(file)
+        assert str(file) in str(caught.value) and "rename it" in str(caught.value)
+        assert all(reserved in str(caught.value) for reserved in RESERVED_NAMES)
+    assert not RESERVED_NAMES & {*CITYSCAPES_19.names, *SCENE_CLASS_NAMES}
 
 
 def test_require_same_classes() -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from cscl_fast.cli import parse
 from cscl_fast.config import ConfigError
+from cscl_fast.data.classes import RESERVED_NAMES
 from cscl_fast.studies import launch
 from cscl_fast.studies.folders import state_of
 from cscl_fast.studies.plan import make_plan
@@ -192,6 +193,7 @@ def test_ablation_runs_prints_and_is_done_the_second_time(
     assert rows["source only, target statistics"]["averaged"] is None
     with open(study / "results.csv", newline="") as file:
         table = list(csv.DictReader(file))
+    assert {*table[0]} - RESERVED_NAMES == {"road", "train"}  # no class has another column's name
     assert len(table) == 2 * (2 + 2 * 4)  # seeds x (source rows, and each adaptation twice)
     assert "| w/o TC | 28.8 ± 0.7 | 33.8 ± 0.7 | 46.7 |" in (study / "results.md").read_text()
     assert (study / "results.txt").read_text().strip() in said

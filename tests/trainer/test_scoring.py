@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from cscl_fast.data import CITYSCAPES_19, SYNTHIA_16, ClassList
+from cscl_fast.data.classes import RESERVED_NAMES
 from cscl_fast.trainer.evaluation import ConfusionMatrix, Score, evaluate, table
+from cscl_fast.trainer.records import Records
 
 
 def brute_force(truth: list[int], prediction: list[int], k: int) -> list[float]:
@@ -56,6 +59,13 @@ def test_sixteen_and_thirteen_classes_of_synthia() -> None:
     assert Score(CITYSCAPES_19, torch.zeros(19, dtype=torch.float64)).mean13 is None
     own = ClassList(tuple(f"c{i}" for i in range(16)), SYNTHIA_16.colors)
     assert Score(own, iou).mean13 is None  # 16 classes, but not those
+
+
+def test_every_column_that_is_no_class_has_a_name_that_no_class_may_have(tmp_path: Path) -> None:
+    tables = Records(tmp_path, SYNTHIA_16).tables.values()
+    by_class = [t.columns for t in tables if SYNTHIA_16.names[0] in t.columns]
+    assert len(by_class) == 3
+    assert all({*columns} - {*SYNTHIA_16.names} <= RESERVED_NAMES for columns in by_class)
 
 
 class Constant(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,21 @@ from cscl_fast.presets import PRESETS, preset
 
 # What makes a study of a configuration; its runs' own files do not have these.
 STUDY_KEYS = ("ablation", "sweep", "seeds", "jobs")
+# What other programs call a key of this one.
+OTHER_NAMES = {
+    "lr": "learning_rate", "batch": "batch_size", "bs": "batch_size", "gpu": "device",
+    "gpus": "device", "cuda": "device", "arch": "architecture", "iterations": "steps",
+    "iters": "steps", "output": "run",
+}  # fmt: skip
+NEAR = 0.6  # likeness, 0 to 1, from which on a key may be the one that was meant
+REPEATED = ("--without", "--sweep", "--seeds")  # options whose values add up
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a run: preset < configuration file < command line.
 
     Raises:
-        ConfigError: an unknown key (the nearest valid one is named), a value that cannot work.
+        ConfigError: an unknown key (those that are near are named), a value that cannot work.
         SystemExit: `--help`, or an argument of the wrong type (the message names it).
     """
     arguments = _without_aliases(sys.argv[1:] if arguments is None else arguments)
@@ -31,6 +40,12 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     if resume is not None:
         file = Path(resume) / "config.yaml"
         if not file.is_file():
+            study = file.with_name("study.yaml")
+            if study.is_file():
+                raise ConfigError(
+                    f"resume is {resume}, the folder of a study; it goes on with the command that "
+                    f"it was started with, or with --config {study} --run {resume}"
+                )
             raise ConfigError(f"resume is {resume}; there is no {file}: it is not a run folder")
         if _peek(arguments, "config") is not None:
             raise ConfigError(
@@ -70,7 +85,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
 
 
 def known_options(arguments: Sequence[str], kind: Any) -> None:
-    """Refuse an option that is no key of this configuration; the nearest one is named."""
+    """Refuse an option that is no key of this configuration; those that are near are named."""
     known = keys_of(kind)
     for argument in arguments:
         _require_known(argument, known)
@@ -178,12 +193,25 @@ def _require_known(argument: str, known: dict[str, Any]) -> None:
 
 
 def _unknown(what: str, got: str, valid: list[str]) -> str:
+    section, dot, name = got.rpartition(".")
+    wanted = {got, section + dot + OTHER_NAMES.get(name, name)}
+
     def likeness(candidate: str) -> float:
         # Somebody may have left the section out: adaptation.gamma for gamma.
-        names = {candidate} if "." in got else {candidate, candidate.rsplit(".", 1)[-1]}
-        return max(difflib.SequenceMatcher(None, got, name).ratio() for name in names)
+        names = {candidate} if dot else {candidate, candidate.rsplit(".", 1)[-1]}
+        pairs = itertools.product(wanted, names)
+        return max(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
 
-    return f"unknown {what} '{got}'; the nearest valid one is '{max(valid, key=likeness)}'"
+    alike = {candidate: likeness(candidate) for candidate in valid}
+    best = max(alike.values())
+    if best < NEAR:
+        known = "--help lists the keys" if what == "key" else f"it is one of {', '.join(valid)}"
+        return f"unknown {what} '{got}'; {known}"
+    nearest = [candidate for candidate, value in alike.items() if value == best]
+    if len(nearest) == 1:
+        return f"unknown {what} '{got}'; the nearest valid one is '{nearest[0]}'"
+    named = ", ".join(f"'{key}'" for key in nearest)
+    return f"unknown {what} '{got}'; the nearest valid ones are {named}"
 
 
 def _as_arguments(key: str, value: Any) -> list[str]:
@@ -200,23 +228,29 @@ def _as_arguments(key: str, value: Any) -> list[str]:
 
 
 def _join_repeated(arguments: list[str]) -> list[str]:
-    """`--without a --without b` means both; `--without` alone means none, whatever a file says."""
-    parts: list[str] = []
-    given = False
+    """`--without a --without b` means both; `--without` alone means none, whatever a file says.
+
+    So do `--sweep` and `--seeds`.
+    """
+    given: dict[str, list[str]] = {}
     rest: list[str] = []
-    i = 0
-    while i < len(arguments):
-        if arguments[i].startswith("--without="):
-            given = True
-            parts.append(arguments[i].split("=", 1)[1])
-            i += 1
-        elif arguments[i] == "--without":
-            given = True
-            i += 1
-            while i < len(arguments) and not arguments[i].startswith("--"):
-                parts.append(arguments[i])
-                i += 1
-        else:
-            rest.append(arguments[i])
-            i += 1
-    return [*rest, "--without", *dict.fromkeys(parts)] if given else rest
+    place = rest  # of the values of the last option
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option in REPEATED:
+            values = given.setdefault(option, [])
+            values += [value] if equals else []
+            place = rest if equals else values
+            continue
+        if argument.startswith("--"):
+            place = rest
+        place.append(argument)
+    if "--without" in given:
+        given["--without"] = list(dict.fromkeys(given["--without"]))
+    seeds = given.get("--seeds", [])
+    if any("," in seed for seed in seeds):
+        apart = " ".join(" ".join(seeds).replace(",", " ").split())
+        raise ConfigError(
+            f"seeds is {' '.join(seeds)}; between seeds are spaces, not commas: --seeds {apart}"
+        )
+    return [*rest, *(word for option, values in given.items() for word in (option, *values))]

@@ -165,7 +165,10 @@ def _sweeps(config: Config) -> tuple[list[Sweep], dict[str, tuple[str, Config]]]
         name = name.strip().replace("-", "_")
         key = ALIASES.get(name, name)
         if not equals or not all(values.split(",")):
-            raise ConfigError(f"sweep is {given!r}; it is KEY=VALUE,VALUE, such as xi1=0.1,0.3")
+            raise ConfigError(
+                f"sweep is {given!r}; it is KEY=VALUE,VALUE, such as xi1=0.1,0.3, with commas "
+                "between the values and spaces between the keys"
+            )
         _require_sweepable(given, key)
         if any(key == other.key for other in sweeps):
             raise ConfigError(f"sweep has {key} twice; give all its values at once")

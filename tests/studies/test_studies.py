@@ -128,6 +128,8 @@ def test_sweep_takes_the_papers_names_and_shares_the_value_that_is_set(tmp_path:
         (["--ablation", "--source-only"], "source_only is True"),
         (["--ablation", "--adaptation.epochs", "0"], "adaptation.epochs is 0"),
         (["--sweep", "xi1"], "sweep is 'xi1'; it is KEY=VALUE,VALUE"),
+        (["--sweep", "gamma=0.1", "0.2"], "sweep is '0.2'; it is KEY=VALUE,VALUE"),
+        (["--sweep", "gamma=0.1", "0.2"], "with commas between the values"),
         (["--sweep", "xi1=0.1,,0.3"], "sweep is 'xi1=0.1,,0.3'"),
         (["--sweep", "xi1=0.3,0.30"], "the value 0.3 is in it twice"),
         (["--sweep", "xi1=0.1", "adaptation.weights.critic=1"], "weights.critic twice"),
@@ -199,6 +201,9 @@ def test_ablation_runs_prints_and_is_done_the_second_time(
     assert (study / "results.txt").read_text().strip() in said
     described = yaml.safe_load((study / "study.yaml").read_text())
     assert described["ablation"] is True and described["seeds"] == [0, 1]
+    assert main(["--resume", str(study)]) == 2  # which goes on as it was started
+    said = capsys.readouterr().err
+    assert "the folder of a study" in said and f"--config {study / 'study.yaml'}" in said
     assert "ablation" not in yaml.safe_load((study / "seed0/full/config.yaml").read_text())
 
     before = {f: f.stat().st_mtime_ns for f in study.rglob("config.yaml")}

@@ -104,6 +104,17 @@ def test_repeated_ablations_add_up(options: list[str], expected: tuple[str, ...]
     assert parse(options).without == expected
 
 
+def test_repeated_sweeps_and_seeds_add_up(tmp_path: Path) -> None:
+    options = ["--sweep", "xi1=0.1,0.3", "--seeds", "0", "--sweep=gamma=0.5", "--seeds", "2", "1"]
+    config = parse(options)
+    assert config.sweep == ("xi1=0.1,0.3", "gamma=0.5") and config.seeds == (0, 2, 1)
+    file = write(tmp_path, "sweep: [xi1=0.1]\nseeds: [4, 5]\n")
+    config = parse(["--config", file, "--seeds=6"])
+    assert config.sweep == ("xi1=0.1",) and config.seeds == (6,)  # the command line's alone
+    with pytest.raises(ConfigError, match=r"seeds is \(3, 3\); they must differ"):
+        parse(["--ablation", "--seeds", "3", "--seeds", "3"])
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
@@ -112,6 +123,9 @@ def test_repeated_ablations_add_up(options: list[str], expected: tuple[str, ...]
         ("gama", "adaptation.gamma"),
         ("adaptation.weights.critik", "adaptation.weights.critic"),
         ("sed", "seed"),
+        ("gpu", "device"),
+        ("epochs", "adaptation.epochs"),
+        ("warmup.lr", "warmup.learning_rate"),
         ("source.rot", "source.root"),
         ("warmup.step", "warmup.steps"),
         ("target.no-miror", "target.mirror"),
@@ -138,6 +152,19 @@ def test_an_unknown_key_is_named_with_the_nearest(
     message = capsys.readouterr().err
     assert f"{file}: unknown key '{key}'; the nearest valid one is '{nearest}'" in message
     assert "Traceback" not in message and message.count("\n") == 1
+
+
+def test_an_unknown_key_names_all_that_are_as_near_and_none_that_is_far() -> None:
+    for key, named in (
+        ("lr", "the nearest valid ones are 'warmup.learning_rate', 'adaptation.learning_rate'"),
+        ("batch", "the nearest valid ones are 'warmup.batch_size', 'adaptation.batch_size'"),
+        ("size", "the nearest valid ones are 'source.size', 'target.size', 'evaluation.size'"),
+        ("wd", "--help lists the keys"),
+        ("fp16", "--help lists the keys"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse([f"--{key}", "1"])
+        assert str(caught.value) == f"unknown key '{key}'; {named}"
 
 
 @pytest.mark.parametrize(
@@ -193,8 +220,12 @@ def test_a_value_of_the_wrong_type_names_its_key(
         (["--evaluation.list-file", "a"], "evaluation.list_file is a, but kind is 'scenes'"),
         (["--target.city", "Rome"], "target.city is Rome, but kind is 'scenes'"),
         (["--device", "gpu"], "device is gpu, which cannot be used"),
-        (["--preset", "gta"], "unknown preset 'gta'; the nearest valid one is 'gta5-cityscapes'"),
+        (["--preset", "gta"], "unknown preset 'gta'; it is one of demo, small, gta5-cityscapes"),
         (["--config", "none.yaml"], "config is none.yaml; there is no such file"),
+        (
+            ["--ablation", "--seeds", "0,1", "2"],
+            "seeds is 0,1 2; between seeds are spaces, not commas: --seeds 0 1 2",
+        ),
         (["--resume", "nowhere"], "resume is nowhere; there is no"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

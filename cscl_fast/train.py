@@ -19,7 +19,7 @@ from cscl_fast.models.weights import WeightsError
 from cscl_fast.trainer.checkpoint import LAST, PREVIOUS, CheckpointError
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.interrupt import Interrupted
-from cscl_fast.trainer.processes import LostProcessError, Processes, count_from_environment
+from cscl_fast.trainer.processes import LostProcessError, Processes
 from cscl_fast.trainer.run import Run
 from cscl_fast.trainer.start import how_to_go_on
 from cscl_fast.trainer.update import DivergedError
@@ -71,8 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(arguments)
         if config.is_study:
-            if count_from_environment() > 1:
-                raise ConfigError("a study starts its runs itself; start it without torchrun")
             from cscl_fast.studies import run_study
 
             return run_study(config, arguments)

@@ -20,6 +20,7 @@ from cscl_fast.studies.launch import Job, Launcher, last_lines
 from cscl_fast.studies.plan import Study, make_plan
 from cscl_fast.studies.scores import collect
 from cscl_fast.studies.tables import write_results
+from cscl_fast.trainer.processes import count_from_environment
 
 
 def run_study(
@@ -38,10 +39,10 @@ def run_study(
         ConfigError: the configuration cannot be a study, or a run of another one is in its folder.
     """
     console = console or Console()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_from_environment() > 1:
         raise ConfigError(
-            "ablation and sweep start processes of their own and cannot be run under torchrun; "
-            "say with jobs how many at a time"
+            "a study starts its runs itself; start it without torchrun, and say with jobs how many "
+            "at a time"
         )
     study = make_plan(config)
     if (study.folder / "config.yaml").exists():

@@ -7,7 +7,6 @@ that start from it. Ctrl-C asks every running process to stop after its step, an
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rich.table import Table
 from cscl_fast.cli import to_yaml
 from cscl_fast.studies.folders import is_finished, scores_of, state_of
 from cscl_fast.studies.plan import PlannedRun, Study
+from cscl_fast.trainer.environment import cores
 
 TRAIN = (sys.executable, "-m", "cscl_fast.train")
 State = Literal["waiting", "running", "finished", "failed", "stopped", "left out"]
@@ -151,7 +151,7 @@ class Launcher:
     def _arguments(self, job: Job, slot: int) -> list[str]:
         run = job.run
         config = run.config
-        config.threads = config.threads or max(1, (os.cpu_count() or 1) // self.study.config.jobs)
+        config.threads = config.threads or max(1, cores() // self.study.config.jobs)
         if config.device == "auto" and torch.cuda.device_count() > 1:
             config.device = f"cuda:{slot % torch.cuda.device_count()}"
         machine = ["--threads", str(config.threads), "--device", config.device]

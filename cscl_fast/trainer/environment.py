@@ -44,7 +44,7 @@ def environment(
         "apex": _apex(),
         "platform": platform.platform(),
         "processor": processor_name(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory(),
         "device": device.type,
@@ -107,7 +107,7 @@ def _apex() -> str:
     return "none"
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -38,7 +38,11 @@ class EvaluateConfig:
 
 
 def score_checkpoint(config: EvaluateConfig) -> Score:
-    """Score `config.checkpoint` on `config.data` and write the CSV."""
+    """Score `config.checkpoint` on `config.data`, print the table and write the CSV.
+
+    Raises:
+        OSError: the CSV cannot be written; that is found out before anything is evaluated.
+    """
     device = choose_device(config.device)
     trained = load_trained(config.checkpoint, device)
     try:
@@ -56,15 +60,31 @@ def score_checkpoint(config: EvaluateConfig) -> Score:
             images = sample["clean"].to(device).contiguous(memory_format=torch.channels_last)
             yield images, list(sample["label"])
 
-    score = evaluate(trained.model, batches(), trained.classes)
     path = config.csv or config.checkpoint.with_suffix(".evaluation.csv")
-    with open(path, "w", newline="") as file:
+    _require_writable(path)
+    score = evaluate(trained.model, batches(), trained.classes)
+    print(table({config.checkpoint.name: score}), flush=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "iou_percent"])
         writer.writerows([name, f"{value:.3f}"] for name, value in score.row().items())
-    print(table({config.checkpoint.name: score}))
     print(f"written to {path}")
     return score
+
+
+def _require_writable(path: Path) -> None:
+    """Make the folder of a file, and leave what is in the file as it is."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with open(path, "a", encoding="utf-8"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error}; name another file with --csv FILE"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,13 +108,39 @@ def test_evaluate_refuses(
         (["--data.rot", "x"], 2, "unknown key 'data.rot'; the nearest valid one is 'data.root'"),
         (["--batch-size", "two"], 2, "--batch-size"),
         (["--device", "gpu"], 2, "device is gpu, which cannot be used"),
-        (["--csv", str(tmp_path / "no" / "folder.csv")], 1, "no/folder.csv"),
     ):
         assert evaluate.main([str(last), *options]) == code, options
         message = capsys.readouterr().err
         assert expected in message and "Traceback" not in message
     assert evaluate.main([]) == 2
     assert evaluate.main(["--help"]) == 0
+
+
+def test_a_score_is_not_lost_where_it_cannot_be_written(
+    last: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "new" / "folder" / "score.csv"
+    assert evaluate.main([str(last), "--csv", str(table)]) == 0
+    assert "mIoU" in dict(csv.reader(table.open()))
+    # What fails only when it is written: the table has been printed.
+    scored = evaluate.evaluate
+
+    def then_in_the_way(*arguments):
+        table.unlink()
+        table.mkdir()
+        return scored(*arguments)
+
+    capsys.readouterr()
+    monkeypatch.setattr(evaluate, "evaluate", then_in_the_way)
+    assert evaluate.main([str(last), "--csv", str(table)]) == 1
+    said = capsys.readouterr()
+    assert "last.pt" in said.out and str(table) in said.err
+    # What can be known is known before anything is evaluated.
+    monkeypatch.delattr(evaluate, "evaluate")
+    for file in (tmp_path, last / "score.csv"):
+        assert evaluate.main([str(last), "--csv", str(file)]) == 1
+        message = capsys.readouterr().err
+        assert f"{file} cannot be written" in message and "--csv FILE" in message
 
 
 # ---------------------------------------------------------------------------------------- predict

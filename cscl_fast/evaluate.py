@@ -18,6 +18,7 @@ from cscl_fast.config import ConfigError
 from cscl_fast.data import DataError, DatasetConfig, check_dataset, make_loader, open_dataset
 from cscl_fast.data.classes import require_same_classes
 from cscl_fast.trained import load_trained
+from cscl_fast.trainer import out_of_memory
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score, evaluate, table
 from cscl_fast.trainer.start import choose_device
@@ -103,6 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (CheckpointError, DataError, OSError, ValueError) as error:
         print(f"cscl_fast.evaluate: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        message = out_of_memory.in_words(error, out_of_memory.EVALUATION)
+        if message is None:
+            raise
+        print(f"cscl_fast.evaluate: {message}", file=sys.stderr)
         return 1
     return 0
 

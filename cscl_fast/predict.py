@@ -22,6 +22,7 @@ from cscl_fast.config import ConfigError
 from cscl_fast.data import DataError, list_images, load_image
 from cscl_fast.data.visual import overlay, save_label_png
 from cscl_fast.trained import load_trained
+from cscl_fast.trainer import out_of_memory
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.labelling import evaluating, upsampled_argmax
 from cscl_fast.trainer.start import choose_device
@@ -112,6 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (CheckpointError, DataError, OSError) as error:
         print(f"cscl_fast.predict: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        message = out_of_memory.in_words(error, out_of_memory.PREDICTION)
+        if message is None:
+            raise
+        print(f"cscl_fast.predict: {message}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,6 +16,7 @@ from cscl_fast.config import Config, ConfigError
 from cscl_fast.data import DataError
 from cscl_fast.models.compiled import CompileError
 from cscl_fast.models.weights import WeightsError
+from cscl_fast.trainer import out_of_memory
 from cscl_fast.trainer.checkpoint import LAST, PREVIOUS, CheckpointError
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.interrupt import Interrupted
@@ -63,7 +64,7 @@ def next_free(folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: done; 1: data, weights, a checkpoint or a file failed; 2: configuration; 130: stopped."""
+    """0: done; 1: data, weights, a file or memory failed; 2: configuration; 130: stopped."""
     config, processes = None, Processes.alone()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--"]:  # that torchrun was given before the options
@@ -95,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LostProcessError as error:
         _complain(processes, error)
         processes.end_at_once(1)
+    except (RuntimeError, MemoryError) as error:
+        message = out_of_memory.in_words(error, out_of_memory.TRAINING)
+        if message is None:
+            raise
+        _complain(processes, message)
+        return 1
     except Interrupted as stop:
         if processes.is_main:
             print(f"\n{stop}", file=sys.stderr)
@@ -105,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _complain(processes: Processes, error: Exception) -> None:
+def _complain(processes: Processes, error: Exception | str) -> None:
     who = f"{processes}: " if processes.several else ""
     print(f"cscl_fast.train: {who}{error}", file=sys.stderr, flush=True)
 

@@ -16,6 +16,7 @@ from trainer_worlds import CLASSES, rows
 
 from cscl_fast import evaluate, predict
 from cscl_fast.data import load_image
+from cscl_fast.models.deeplab_v2 import DeepLabV2
 from cscl_fast.train import main as train_main
 from cscl_fast.trained import load_trained
 
@@ -209,6 +210,28 @@ def test_two_images_never_share_a_label_file(
     assert str(pictures / "a.jpg") in message and str(pictures / "a.png") in message
     assert "would both become a.png; rename one of them" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_running_out_of_memory_is_no_traceback(
+    last: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(DeepLabV2, "encode", lambda *_: torch.empty(1 << 46))
+    for program, options, less in (
+        (evaluate, [], "--batch-size 1"),
+        (predict, [str(pictures), str(tmp_path / "out")], "smaller images"),
+    ):
+        assert program.main([str(last), *options]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"{program.__name__}: out of memory: can't allocate memory")
+        assert less in message and "Traceback" not in message
+    monkeypatch.setattr(DeepLabV2, "encode", lambda *_: torch.empty(-1))
+    for program, options in ((evaluate, []), (predict, [str(pictures), str(tmp_path / "out")])):
+        with pytest.raises(RuntimeError, match="negative dimension"):
+            program.main([str(last), *options])
 
 
 def test_predict_refuses(

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from trainer_worlds import SIZE, TinyModel, arguments, fails, load, rows, write_worlds
 
-from cscl_fast.cli import parse
+from cscl_fast.cli import known_options, parse
+from cscl_fast.config import Config
 from cscl_fast.data import DataError
 from cscl_fast.train import main
 from cscl_fast.trainer.run import Run
@@ -195,6 +196,39 @@ def test_a_loss_that_is_not_finite_in_the_warm_up(
     message = fails(capsys, arguments(own, tmp_path / "run", *options))
     assert re.match(r"warmup step 2: the loss 'source' is (nan|inf); it updated no weight", message)
     assert message.count("p0.png") == 1 and message.count("p7.png") == 1
+
+
+def test_running_out_of_memory_says_what_needs_less(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_gpu = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free. "
+        "Of the allocated memory 1.00 GiB is allocated by PyTorch."
+    )
+    failures = (
+        (lambda: torch.empty(1 << 46), "can't allocate memory: you tried to allocate 2814749"),
+        (lambda: np.empty(1 << 46), "Unable to allocate 512. TiB for an array"),
+        (lambda: raising(on_gpu), "Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.\n"),
+    )
+    for i, (failure, reason) in enumerate(failures):
+        monkeypatch.setattr(TinyModel, "classify", lambda *_, failure=failure: failure())
+        message = fails(capsys, arguments(own, tmp_path / f"run{i}"))
+        assert message.startswith("out of memory: ") and reason in message
+        for option in (
+            *("--warmup.batch-size", "--adaptation.batch-size", "--evaluation-batch"),
+            *("--accumulate", "--source.size", "--target.size", "--precision bfloat16"),
+            "--model.activation-checkpointing",
+        ):
+            assert option in message
+            known_options([option.split()[0]], Config)
+    other = RuntimeError("an error of this program")
+    monkeypatch.setattr(TinyModel, "classify", lambda *_: raising(other))
+    with pytest.raises(RuntimeError, match="an error of this program"):
+        main(arguments(own, tmp_path / "other"))
+
+
+def raising(error: Exception) -> None:
+    raise error
 
 
 def test_errors_of_a_run_made_by_hand_are_the_same(own: Path) -> None:

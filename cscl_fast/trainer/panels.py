@@ -16,6 +16,7 @@ from cscl_fast.trainer.world import World
 
 TITLES = ("image", "truth", "source only", "CSCL", "kept pseudo-labels")
 CAPTION, GAP = 16, 4  # pixels
+OVERVIEW = "overview.png"
 
 
 def draw_panels(
@@ -60,7 +61,7 @@ def draw_panels(
         file = folder / f"{sample['name'].replace('/', '_')}.png"
         strip.save(file, pnginfo=tiles.entry())
         strips.append(strip)
-    _overview(strips).save(folder / "overview.png")
+    _overview(strips).save(folder / OVERVIEW)
 
 
 def _logits(model: nn.Module, image: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +33,7 @@ from cscl_fast.config import ConfigError
 from cscl_fast.data import ClassList
 from cscl_fast.trainer.evaluation import Score
 from cscl_fast.trainer.observers import Observer
+from cscl_fast.trainer.panels import OVERVIEW
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,6 +43,7 @@ LOSSES = (
     "divergence",
 )  # fmt: skip
 WATCHED = ("kept", "reward", "transferability")
+LEGIBLE = 40  # classes whose distances can be written into the cells of their picture
 
 
 class Gap(Protocol):
@@ -123,17 +127,22 @@ class TensorBoard(Observer):
 
         NaN: one of the two domains did not show the class.
         """
-        picture = matrix_picture(distances.detach().double().cpu().numpy(), self.names)
-        self._picture("adaptation", max(step, 1), "centroids/source by target", picture)
+        matrix = distances.detach().double().cpu().numpy()
+        with _pictures_may_fail():
+            picture = matrix_picture(matrix, self.names)
+            self._picture("adaptation", max(step, 1), "centroids/source by target", picture)
         self._flush("adaptation")
 
     def panels(self, folder: Path) -> None:
-        """Every PNG of a folder; they are drawn after the last step."""
+        """Every PNG of a folder but the overview of the others; drawn after the last step."""
+        step = self.last - self.begins["adaptation"] + 1
         for path in sorted(folder.glob("*.png")):
-            with Image.open(path) as image:
-                picture = np.asarray(image.convert("RGB"))
-            step = self.last - self.begins["adaptation"] + 1
-            self._picture("adaptation", step, f"{folder.name}/{path.stem}", picture)
+            if path.name == OVERVIEW:  # all of them once more, and of any size
+                continue
+            with _pictures_may_fail():
+                with Image.open(path) as image:
+                    picture = np.asarray(image.convert("RGB"))
+                self._picture("adaptation", step, f"{folder.name}/{path.stem}", picture)
         self._flush("adaptation")
 
     def cut(self, done: Mapping[str, int]) -> None:
@@ -189,6 +198,16 @@ class TensorBoard(Observer):
             self._writers[phase].flush()
 
 
+@contextmanager
+def _pictures_may_fail() -> Iterator[None]:
+    """A picture that cannot be drawn is left out with a warning: no run stops for it."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"a picture for TensorBoard is left out: {reason}", stacklevel=3)
+
+
 def wait_for_a_later_name(folder: Path) -> None:
     """Wait until a new event file's name comes behind those that are there, a second at most.
 
@@ -204,24 +223,29 @@ def matrix_picture(
     distances: npt.NDArray[np.float64],  # [K, K], NaN where there is none
     names: list[str],  # [K]
 ) -> npt.NDArray[np.uint8]:  # [height, width, 3]
-    """The matrix with its class names and values; the brighter, the further apart."""
+    """The matrix with its class names and values; the brighter, the further apart.
+
+    With many classes it does not become larger, but its cells smaller and empty.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    side = 2.4 + 0.46 * len(names)  # inches: a cell holds five characters of 8 points
+    cell = 0.46 * min(1, LEGIBLE / len(names))  # inches: five characters of 8 points, or nothing
+    side = 2.4 + cell * len(names)
+    size = min(9.0, 0.8 * 72 * cell)  # points, of the class names
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     axis = figure.subplots()
     axis.imshow(distances, cmap="viridis")
     places = range(len(names))
-    axis.set_xticks(places, names, rotation=90, fontsize=9)
-    axis.set_yticks(places, names, fontsize=9)
+    axis.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(places, names, fontsize=size, parse_math=False)
     axis.set_xlabel("target")
     axis.set_ylabel("source")
     axis.set_title("distance of the class centroids", fontsize=10)
     finite = distances[np.isfinite(distances)]
     middle = (finite.min() + finite.max()) / 2 if finite.size else 0.0
     for (row, column), value in np.ndenumerate(distances):
-        if np.isfinite(value):
+        if np.isfinite(value) and len(names) <= LEGIBLE:
             color = "black" if value > middle else "white"
             text = short(float(value))
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)

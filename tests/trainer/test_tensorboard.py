@@ -76,7 +76,8 @@ def adapt(board: TensorBoard, first: int, last: int, *, shift: float = 0.0) -> N
 
 def write_panel(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 10), "red").save(folder / "overview.png")
+    Image.new("RGB", (20, 10), "red").save(folder / "p0.png")
+    (folder / "overview.png").write_bytes(b"all of them once more: never opened")
     return folder
 
 
@@ -115,9 +116,10 @@ def test_pictures_are_pictures(tmp_path: Path) -> None:
     board.panels(write_panel(tmp_path / "panels"))
     board.close()
     reader = read(tmp_path, "adaptation")
-    (panel,) = reader.Images("panels/overview")
+    (panel,) = reader.Images("panels/p0")
     picture = Image.open(io.BytesIO(panel.encoded_image_string))
     assert picture.size == (20, 10) and picture.getpixel((3, 3)) == (255, 0, 0)
+    assert "panels/overview" not in reader.Tags()["images"]
     (matrix,) = reader.Images("centroids/source by target")
     assert matrix.step == WARMUP + 3 and matrix.width == matrix.height > 300
 
@@ -179,7 +181,7 @@ def test_a_finished_run_resumed_has_its_panels_once(tmp_path: Path) -> None:
     second.cut({"warmup": 10**12, "adaptation": 3})
     second.panels(panels)
     second.close()
-    assert len(read(tmp_path, "adaptation").Images("panels/overview")) == 1
+    assert len(read(tmp_path, "adaptation").Images("panels/p0")) == 1
     assert len(read(tmp_path, "adaptation").Images("centroids/source by target")) == 1
 
 
@@ -258,7 +260,7 @@ def test_a_run_tells_tensorboard_what_its_tables_hold(whole: dict[str, Path]) ->
         assert [value for _, value in found["adaptation", tag]] == pytest.approx(cells, abs=1e-6)
     accuracies = [float(r["accuracy"]) for r in rows(run / "gap.csv")]
     assert [value for _, value in found["adaptation", "gap/accuracy"]] == pytest.approx(accuracies)
-    assert len(found["adaptation", "panels/overview"]) == 1
+    assert len(found["adaptation", "panels/p0"]) == 1
     evaluated = [step for step, _ in found["adaptation", "mIoU/CSCL"]]
     matrices = found["adaptation", "centroids/source by target"]
     assert [step for step, _ in matrices] == evaluated
@@ -324,6 +326,29 @@ def test_matrix_shows_its_differences() -> None:
     distances[4] = np.nan  # a class that the source did not show leaves its row empty
     assert (matrix_picture(distances, names) != picture).any()
     matrix_picture(np.full((2, 2), np.nan), names[:2])  # nothing to show is no error
+
+
+def test_matrix_of_any_names_and_of_many_classes() -> None:
+    matrix_picture(np.eye(2), ["$x^$", "a$b\\frac$"])  # no formulas
+    most = matrix_picture(np.zeros((40, 40)), [f"class {i}" for i in range(40)])
+    many = matrix_picture(np.zeros((200, 200)), [f"class {i}" for i in range(200)])
+    assert many.shape == most.shape
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.axes.Axes.text", None)  # nothing is written into its cells
+        matrix_picture(np.zeros((41, 41)), [f"class {i}" for i in range(41)])
+
+
+def test_a_picture_that_fails_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = TensorBoard(tmp_path, CLASSES, WARMUP)
+    panels = write_panel(tmp_path / "panels")
+    (panels / "a_torn.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="left out: UnidentifiedImageError"):
+        board.panels(panels)
+    monkeypatch.setattr("matplotlib.figure.Figure.subplots", None)
+    with pytest.warns(UserWarning, match="a picture for TensorBoard is left out: TypeError"):
+        board.centroids(0, 3, torch.rand(3, 3))
+    board.close()
+    assert read(tmp_path, "adaptation").Tags()["images"] == ["panels/p0"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from cscl_fast.markdown import plain as _plain
 from cscl_fast.report import answer, background, series
 from cscl_fast.report import classes as by_class
 from cscl_fast.report.comparison import Comparison
@@ -133,9 +134,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [[_plain(head[i]) for i in used], rule]
     lines += [[_plain(row[i]) for i in used] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _plain(text: object) -> str:
-    """Text without what Markdown would read as markup, on one line."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([|<>*_\[\]])", r"\\\1", line) if "`" not in line else line.replace("|", r"\|")

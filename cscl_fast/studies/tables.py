@@ -11,6 +11,8 @@ from typing import Any
 
 from cscl_fast import published
 from cscl_fast.cli import to_yaml
+from cscl_fast.markdown import plain
+from cscl_fast.markdown import table as as_markdown
 from cscl_fast.studies.plan import Study
 from cscl_fast.studies.scores import Row, Weights, keys_of
 from cscl_fast.studies.spread import NOTHING
@@ -103,9 +105,7 @@ def _paper_by_class(paper: published.PublishedTable, markdown: bool) -> str:
 
 def _titled(title: str, cells: Cells, markdown: bool) -> str:
     if markdown:
-        rule = ["---"] + ["---:"] * (len(cells[0]) - 1)
-        lines = ["| " + " | ".join(line) + " |" for line in (cells[0], rule, *cells[1:])]
-        return "\n".join([f"**{title}**", "", *lines])
+        return f"**{plain(title)}**\n\n{as_markdown(cells)}"
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cscl_fast.data import SYNTHIA_16, ClassList, thirteen_of_sixteen
+from cscl_fast.markdown import table as as_markdown
 from cscl_fast.trainer.labelling import evaluating, image_size, upsampled_argmax
 from cscl_fast.trainer.processes import Processes
 
@@ -94,8 +95,7 @@ def table(rows: dict[str, Score], *, markdown: bool = False) -> str:
         row = score.row()
         cells.append([label, *(f"{row[n]:.1f}" if n in row else "" for n in names)])
     if markdown:
-        rule = ["---"] + ["---:"] * len(names)
-        return "\n".join("| " + " | ".join(line) + " |" for line in [cells[0], rule, *cells[1:]])
+        return as_markdown(cells)
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(

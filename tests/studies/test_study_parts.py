@@ -7,6 +7,7 @@ from pathlib import Path
 from cscl_fast.cli import parse
 from cscl_fast.studies.launch import last_step
 from cscl_fast.studies.plan import make_plan
+from cscl_fast.studies.scores import Row
 from cscl_fast.studies.spread import spread
 from cscl_fast.studies.tables import results
 
@@ -25,6 +26,14 @@ def test_last_step_of_whole_lines(tmp_path: Path) -> None:
     assert last_step(path) == 0
     path.write_text("phase,epoch,step,total\n" + "warmup,0,10,1.5\n" * 500 + "warmup,0,20,1.")
     assert last_step(path) == 10
+
+
+def test_a_class_is_no_markup_whatever_it_is_called() -> None:
+    study = make_plan(parse(["--ablation", "--seeds", "0"]))
+    row = Row("source only", "source-only", None, {0: {"mIoU": 1.0, "road|lane": 2.0}}, None)
+    lines = results(study, [row], markdown=True).splitlines()
+    head = lines.index(r"|  | mIoU | road\|lane |")
+    assert lines[head + 1 : head + 3] == ["| --- | ---: | ---: |", "| source only | 1.0 | 2.0 |"]
 
 
 def test_the_table_says_what_its_numbers_are_of() -> None:

@@ -108,3 +108,7 @@ def test_table_as_text_and_as_markdown() -> None:
         "| source only | 50.0 | 50.0 | nan |",
         "| CSCL | 53.6 | 100.0 | 7.2 |",
     ]
+    # A class is no markup, whatever it is called.
+    marked = ClassList(("road|lane", "*car*"), classes.colors)
+    text = table({"CSCL": Score(marked, torch.zeros(2))}, markdown=True)
+    assert text.splitlines()[0] == r"|  | mIoU | road\|lane | \*car\* |"

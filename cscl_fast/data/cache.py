@@ -260,7 +260,7 @@ def default_folder() -> Path:
 def available_memory() -> int | None:
     """Bytes that programs may still take; None where the system does not say."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):

@@ -78,7 +78,7 @@ def write(folder: Path) -> bool:
     adaptation = [p for p in points if p.phase == "adaptation"]
     if all(p.step == 0 for p in adaptation):
         return False
-    with open(folder / "convergence.csv", "w", newline="") as file:
+    with open(folder / "convergence.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(point.cells() for point in points)
@@ -141,7 +141,7 @@ def _steps_an_epoch(folder: Path) -> int:
 def _rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

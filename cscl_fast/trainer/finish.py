@@ -39,8 +39,9 @@ def finish(
     config, folder = keeper.config, keeper.folder
     scores = keeper.scores()
     text = table(scores)
-    (folder / "results.txt").write_text(text + "\n")
-    (folder / "results.md").write_text(table(scores, markdown=True) + "\n")
+    (folder / "results.txt").write_text(text + "\n", encoding="utf-8")
+    markdown = table(scores, markdown=True)
+    (folder / "results.md").write_text(markdown + "\n", encoding="utf-8")
     keeper.records.curves()
     if adapted is not None:
         convergence.write(folder)

@@ -36,7 +36,7 @@ class Table:
         if unknown:
             raise KeyError(f"{self.path.name} has no column for {sorted(unknown)}")
         new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             if new:
                 writer.writeheader()
@@ -48,7 +48,7 @@ class Table:
         """Every row, by column; none if the file is not there."""
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     def length(self) -> int:

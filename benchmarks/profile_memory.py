@@ -113,6 +113,7 @@ def main() -> None:
         )
         print(json.dumps(row))
         return
+    options.result.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         in_own_process(options, *losses, *checkpoints)
         for checkpoints in ((), ("recomputing",))

@@ -41,15 +41,19 @@ TOP = 10
 
 
 class Steps:
-    """The steps of one phase on the batches of its streams."""
+    """The steps of one phase on the batches of its streams: `accumulate` of each a step."""
 
-    def __init__(self, watch: Stopwatch, step: Callable[..., Any], *streams: Stream) -> None:
-        self.watch, self.step, self.streams = watch, step, streams
+    def __init__(
+        self, watch: Stopwatch, accumulate: int, step: Callable[..., Any], *streams: Stream
+    ) -> None:
+        self.watch, self.accumulate, self.step, self.streams = watch, accumulate, step, streams
 
     def __call__(self, count: int) -> None:
         for _ in range(count):
             with self.watch("wait"):
-                batches = [stream.next() for stream in self.streams]
+                batches = [
+                    [stream.next() for _ in range(self.accumulate)] for stream in self.streams
+                ]
             self.step(*batches)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -178,23 +182,25 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     config = parse(rest)
     run = Run(config)
+    options.result.parent.mkdir(parents=True, exist_ok=True)
     watch = Stopwatch()
     source, target = config.warmup.batch_size, config.adaptation.batch_size
     warmup = SourceOnly(run.model, config, stopwatch=watch)
-    steps = Steps(watch, warmup.step, run.world.stream("source", source))
+    steps = Steps(watch, config.accumulate, warmup.step, run.world.stream("source", source))
     phases = {"warmup": report(steps, run.model, options)}
     if config.adaptation.bn_batches:
         reestimate_statistics(run.model, run.world.target_statistics(config.adaptation.bn_batches))
     cscl = CSCL(run.model, config, stopwatch=watch)
     cscl.begin_epoch(run.world.target_pass())
     streams = [run.world.stream(which, target) for which in ("source", "target")]
-    phases["adaptation"] = report(Steps(watch, cscl.step, *streams), cscl.players, options)
+    steps = Steps(watch, config.accumulate, cscl.step, *streams)
+    phases["adaptation"] = report(steps, cscl.players, options)
     print(markdown(phases))
     content = {
         "environment": environment() | {"device": str(run.device)},
         "preset": config.preset,
         "architecture": config.model.architecture,
-        "size": list(config.source.size or ()),
+        "size": list(run.world.source[0]["image"].shape[-2:]),
         "precision": config.precision,
         "phases": phases,
     }

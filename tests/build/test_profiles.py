@@ -55,6 +55,21 @@ def test_plain_losses_take_the_operators_places_and_give_them_back():
     assert (ops.upsampled_cross_entropy, ops.pseudo_label_loss) == before
 
 
+def test_a_runs_steps_are_profiled_as_the_run_takes_them(tmp_path, monkeypatch) -> None:
+    """With micro-batches, at the size that the data set has, into a folder that is made."""
+    result = tmp_path / "new" / "profile.json"
+    options = ["--steps", "1", "--profiled", "1", "--result", str(result), "--accumulate", "2"]
+    options += ["--warmup.batch-size", "1", "--adaptation.batch-size", "1"]
+    options += ["--adaptation.bn-batches", "0", "--source.size", "default"]
+    for data in ("source", "target", "evaluation"):
+        options += [f"--{data}.count", "2"]
+        options += [] if data == "source" else [f"--{data}.size", "64", "96"]
+    monkeypatch.setattr(sys, "argv", ["profile_trainer.py", *options])
+    runpy.run_path(str(BENCHMARKS / "profile_trainer.py"))["main"]()
+    content = json.loads(result.read_text(encoding="utf-8"))
+    assert content["size"] == [128, 256] and {*content["phases"]} == {"warmup", "adaptation"}
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_of_a_small_step():
     script = runpy.run_path(str(BENCHMARKS / "profile_memory.py"))

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from cscl_fast.cli import parse
 from cscl_fast.config import ConfigError
@@ -164,17 +163,6 @@ def test_a_study_is_not_resumed_and_not_started_in_a_runs_folder(
         run_study(parse(command(tmp_path / "study", "--ablation")))
     assert main(command(tmp_path / "study", "--ablation")) == 2
     assert "torchrun" in capsys.readouterr().err
-
-
-def test_the_cores_that_the_study_may_use_are_divided_among_its_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 5}, raising=False)
-    study = make_plan(parse(command(tmp_path, "--ablation", "--seeds", "0", "--jobs", "2")))
-    launcher = launch.Launcher(study, Console(quiet=True))
-    launcher._arguments(launcher.jobs[0], 0)
-    assert launcher.jobs[0].run.config.threads == 2
 
 
 # -------------------------------------------------------------------------------------------- runs

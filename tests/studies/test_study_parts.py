@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from cscl_fast.cli import parse
-from cscl_fast.studies.launch import last_step
+from cscl_fast.studies.launch import Launcher, last_step
 from cscl_fast.studies.plan import make_plan
 from cscl_fast.studies.scores import Row
 from cscl_fast.studies.spread import spread
@@ -26,6 +30,17 @@ def test_last_step_of_whole_lines(tmp_path: Path) -> None:
     assert last_step(path) == 0
     path.write_text("phase,epoch,step,total\n" + "warmup,0,10,1.5\n" * 500 + "warmup,0,20,1.")
     assert last_step(path) == 10
+
+
+def test_the_cores_that_the_study_may_use_are_divided_among_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 5}, raising=False)
+    study = make_plan(parse(["--run", str(tmp_path), "--ablation", "--seeds", "0", "--jobs", "2"]))
+    launcher = Launcher(study, Console(quiet=True))
+    launcher._arguments(launcher.jobs[0], 0)
+    assert launcher.jobs[0].run.config.threads == 2
 
 
 def test_a_class_is_no_markup_whatever_it_is_called() -> None:

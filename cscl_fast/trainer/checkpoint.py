@@ -7,6 +7,7 @@ is before it as 8 bytes (little-endian), and its SHA-256. `torch.load` reads suc
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -18,10 +19,12 @@ import numpy as np
 import torch
 
 from cscl_fast.models.weights import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
+from cscl_fast.trainer.files import replacing
 
 MARK = b"CSCLFAST"
 TRAILER = len(MARK) + 8 + hashlib.sha256().digest_size  # bytes
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what one may have of it
 
 
 class CheckpointError(RuntimeError):
@@ -35,11 +38,16 @@ class _Hashing:
         self.file = file
         self.length = 0
         self.digest = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.length += len(data)
         self.digest.update(data)
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:  # torch's zip writer may not pass it on
+            self.error = error
+            raise
         return len(data)
 
     def flush(self) -> None:
@@ -56,35 +64,33 @@ def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -
         previous: where the old file stays, whole like the new one.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written; the old file survives.
+        CheckpointError: the disk is full, or the folder cannot be made or written to; the old
+            file survives.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
+    hashing = None
     try:
-        with open(temporary, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, lambda: _keep(path, previous)) as file:
             hashing = _Hashing(file)
             torch.save(
                 {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **content},
                 hashing,  # type: ignore[arg-type]
             )
             file.write(hashing.trailer())
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            _keep(path, previous)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as the latter
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        kept = f"; the checkpoint from before is intact: {path}" if path.exists() else ""
+    except (OSError, RuntimeError) as error:  # torch's zip writer makes the latter of the former
+        first = (hashing and hashing.error) or error
+        kept = f"; the checkpoint from before is intact: {path}" if os.path.isfile(path) else ""
+        full = isinstance(first, OSError) and first.errno in FULL
+        advice = ". Free some space and resume" if full else ""
         raise CheckpointError(
-            f"could not write the checkpoint {path}: {error}{kept}. Free some space and resume"
+            f"could not write the checkpoint {path}: {first}{kept}{advice}"
         ) from error
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """Give the file at `path` the name `previous` too; at every moment it has its own."""
+def _keep(path: Path, previous: Path | None) -> None:
+    """Give the file at `path`, if any, the name `previous` too; at every moment it has its own."""
+    if previous is None or not path.exists():
+        return
     link = previous.with_name(previous.name + ".part")
     link.unlink(missing_ok=True)
     try:
@@ -93,16 +99,6 @@ def _keep(path: Path, previous: Path) -> None:
         os.replace(path, previous)
     else:
         os.replace(link, previous)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new names are on the disk, too, where folders can be synchronised."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from trainer_worlds import arguments, fails, load, same
 from cscl_fast import evaluate, predict
 from cscl_fast.models import build_model
 from cscl_fast.train import main
-from cscl_fast.trainer import checkpoint
+from cscl_fast.trainer import checkpoint, files
 from cscl_fast.trainer.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -52,12 +52,13 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     path = tmp_path / "checkpoints" / "last.pt"
     save(path, step=1)
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "open", lambda name, mode: FullDisk(name, room), raising=False)
+    monkeypatch.setattr(files, "open", lambda name, mode: FullDisk(name, room), raising=False)
     with pytest.raises(CheckpointError) as caught:
         save(path, step=2)
     message = str(caught.value)
     assert f"could not write the checkpoint {path}" in message
-    assert f"the checkpoint from before is intact: {path}" in message
+    assert f"the checkpoint from before is intact: {path}. Free some space and resume" in message
+    assert "No space left on device" in message  # not what torch's zip writer makes of it
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
     with pytest.raises(CheckpointError) as caught:
@@ -80,6 +81,19 @@ def test_a_file_size_limit_of_the_system_leaves_the_old_checkpoint(tmp_path: Pat
     assert path.read_bytes() == before
     assert checkpoint.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_other_reasons_not_to_be_written_ask_for_no_space(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.pt").mkdir()
+    for path, reason in (
+        (tmp_path / "file" / "checkpoints" / "last.pt", "Not a directory"),
+        (tmp_path / "folder.pt", "Is a directory"),
+    ):
+        with pytest.raises(CheckpointError, match="could not write the checkpoint") as caught:
+            save(path)
+        assert str(path) in str(caught.value) and reason in str(caught.value)
+        assert "space" not in str(caught.value)
 
 
 def test_a_disk_that_fills_up_in_training_stops_the_run_which_goes_on_later(

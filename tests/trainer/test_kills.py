@@ -139,7 +139,7 @@ CHAINS = {
         ("cscl_fast.trainer.checkpoint:_Hashing.trailer", 2),  # all but the checksum
         ("cscl_fast.trainer.checkpoint:os.link", 2),  # before the old one is kept
         ("cscl_fast.trainer.checkpoint:os.replace", 2),  # before the new one takes its place
-        ("cscl_fast.trainer.checkpoint:_sync_folder", 2),  # after that
+        ("cscl_fast.trainer.files:sync_folder", 2),  # after that
         (WRITE, 400),
     ),
 }

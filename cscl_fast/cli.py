@@ -55,6 +55,11 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         arguments = ["--config", str(file), *arguments]
     from_file = _peek(arguments, "config")
     entries = read_yaml(Path(from_file)) if from_file is not None else {}
+    if resume is not None and not flatten(entries):
+        raise ConfigError(
+            f"resume is {resume}, and there is no key in {from_file}, which says what run it is; "
+            "put back what was in it (the checkpoints are untouched), or start the run again"
+        )
     name = _peek(arguments, "preset") or entries.get("preset", "demo")
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(_unknown("preset", str(name), list(PRESETS)))

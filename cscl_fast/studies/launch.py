@@ -26,6 +26,7 @@ from cscl_fast.cli import to_yaml
 from cscl_fast.studies.folders import is_finished, scores_of, state_of
 from cscl_fast.studies.plan import PlannedRun, Study
 from cscl_fast.trainer.environment import cores
+from cscl_fast.trainer.files import write_text
 
 TRAIN = (sys.executable, "-m", "cscl_fast.train")
 State = Literal["waiting", "running", "finished", "failed", "stopped", "left out"]
@@ -161,7 +162,7 @@ class Launcher:
             return ["--resume", str(run.folder), *machine]
         file = self.study.folder / "configurations" / f"{run.label.replace('/', '-')}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(to_yaml(config), encoding="utf-8")
+        write_text(file, to_yaml(config))
         again = [] if state == "empty" else ["--overwrite"]
         return ["--config", str(file), "--run", str(run.folder), *again]
 

@@ -21,6 +21,7 @@ from cscl_fast.studies.plan import Study, make_plan
 from cscl_fast.studies.scores import collect
 from cscl_fast.studies.tables import write_results
 from cscl_fast.trainer.processes import count_from_environment
+from cscl_fast.trainer.files import write_text
 
 
 def run_study(
@@ -134,7 +135,7 @@ def _write_description(study: Study) -> None:
     values = {key: getattr(config, key) for key in STUDY_KEYS} | {"seeds": study.seeds}
     entries |= {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     text = yaml.safe_dump(entries, sort_keys=False)
-    (study.folder / "study.yaml").write_text(text, encoding="utf-8")
+    write_text(study.folder / "study.yaml", text)
 
 
 def _say(console: Console, text: str) -> None:

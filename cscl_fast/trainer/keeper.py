@@ -18,6 +18,7 @@ from cscl_fast.trained import to_plain
 from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.evaluation import Score
+from cscl_fast.trainer.files import PART, write_text
 from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.timing import Timing
@@ -182,7 +183,7 @@ class Keeper:
         """The files of the run as they were at the checkpoint."""
         for name in self.records.go_back(state["tables"]):
             warn(f"warning: {self.folder / name} is shorter than at the checkpoint; rows are lost")
-        for part in self.checkpoints.glob("*.part"):  # the process ended while it wrote
+        for part in self.checkpoints.glob(f"*{PART}"):  # the process ended while it wrote
             part.unlink()
         self._write_what_it_is()
 
@@ -207,5 +208,5 @@ class Keeper:
 
     def _write_what_it_is(self) -> None:
         """`config.yaml` and `classes.json`: known from the beginning, and changed by no step."""
-        (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        write_text(self.folder / "config.yaml", to_yaml(self.config))
         write_classes(self.folder / "classes.json", self.world.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from trainer_worlds import (
     arguments,
     assert_same_runs,
     draw_no_curves,
+    fails,
     load,
     rows,
     run_through,
@@ -201,6 +203,44 @@ def test_resuming_elsewhere_is_refused(
     assert "holds a deeplabv2-resnet18 with 3 classes; this run is a deeplabv2-resnet50" in message
     assert (whole["joint"] / "config.yaml").read_text() == before
     assert (whole["joint"] / "metrics.csv").read_text() == tables
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}\n", "source: {}\nmodel:\n"])
+def test_a_run_whose_configuration_is_empty_is_not_resumed_as_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    message = fails(capsys, ["--resume", str(tmp_path)], 2)
+    assert f"there is no key in {tmp_path / 'config.yaml'}" in message
+
+
+def test_a_configuration_that_cannot_be_written_stays_as_it_was(
+    worlds: Path,
+    tmp_path: Path,
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    command = arguments(worlds, run, "--source-only", "--warmup.steps", "1", "--panels", "0")
+    assert main(command) == 0
+    config = run / "config.yaml"
+    before, written = config.read_text(), config.stat().st_mtime_ns
+    (run / "config.yaml.part").write_text("half of i")  # of a process that was killed
+    assert main(["--resume", str(run)]) == 0
+    assert config.stat().st_mtime_ns == written  # the same text is not written again
+    assert not list(run.rglob("*.part"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        message = fails(capsys, ["--resume", str(run), "--log-every", "7"])
+    assert f"No space left on device: '{config}'" in message
+    assert config.read_text() == before and not list(run.rglob("*.part"))
+    assert main(["--resume", str(run), "--log-every", "7"]) == 0
+    assert "log_every: 7" in config.read_text()
 
 
 def test_a_run_that_is_overwritten_leaves_nothing(worlds: Path, tmp_path: Path, tiny: None) -> None:

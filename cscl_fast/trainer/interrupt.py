@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -34,9 +35,11 @@ class StopBetweenSteps:
         self.save, self.message = save, message
         self.processes = processes or Processes.alone()
         self.asked = False
+        self._process = 0  # its id
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopBetweenSteps:
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
@@ -51,7 +54,9 @@ class StopBetweenSteps:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and not self.processes.several:
             raise KeyboardInterrupt
-        if not self.asked and self.processes.is_main:
+        # Workers that read data are copies of this process, and Ctrl-C reaches them, too.
+        speaks = self.processes.is_main and os.getpid() == self._process
+        if not self.asked and speaks:
             second = (
                 "" if self.processes.several else "; a second Ctrl-C stops at once, without saving"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from trainer_worlds import (
 
 from cscl_fast.cli import parse
 from cscl_fast.train import main, train
+from cscl_fast.trainer.interrupt import StopBetweenSteps
 from cscl_fast.trainer.records import Records
 from cscl_fast.trainer.run import Run
 
@@ -156,6 +158,23 @@ def test_ctrl_c_before_the_first_step_says_so(
     monkeypatch.setattr("cscl_fast.trainer.world.World.check", interrupt)
     assert main(arguments(worlds, tmp_path / "run")) == 130
     assert "Nothing is saved yet" in capsys.readouterr().err
+
+
+def test_workers_that_read_data_do_not_say_that_they_stop(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """They are forked from the run, with its handlers, and a terminal's Ctrl-C reaches them."""
+    with StopBetweenSteps(lambda: None, lambda: "") as stop:
+        worker = os.fork()
+        if worker == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            sys.stderr.flush()
+            os._exit(stop.asked)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 1
+        assert "stopping" not in capfd.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err.count("stopping after this step") == 1
+        stop.asked = False
 
 
 def test_a_finished_run_may_be_resumed(

@@ -202,8 +202,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def random_state() -> dict[str, Any]:
-    """The state of the random generators that a training step draws from."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of the random generators that a training step on `device` draws from."""
     version, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     python_version, python_keys, python_gauss = random.getstate()
     state: dict[str, Any] = {
@@ -211,17 +211,21 @@ def random_state() -> dict[str, Any]:
         "numpy": [version, torch.tensor(keys), position, has_gauss, cached],
         "python": [python_version, list(python_keys), python_gauss],
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":  # else CUDA is left alone
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go on drawing where `random_state` was taken."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where `random_state` was taken, on `device` if that was on a GPU, too."""
     torch.set_rng_state(state["torch"])
     version, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((version, keys.numpy(), position, has_gauss, cached))
     python_version, python_keys, python_gauss = state["python"]
     random.setstate((python_version, tuple(python_keys), python_gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    of_gpu = state.get("cuda")
+    if device.type == "cuda" and of_gpu is not None:
+        if isinstance(of_gpu, list):  # of every GPU that there was: so it was written once
+            number = torch.cuda.current_device() if device.index is None else device.index
+            of_gpu = of_gpu[min(number, len(of_gpu) - 1)]
+        torch.cuda.set_rng_state(of_gpu, device)

@@ -89,7 +89,7 @@ class Keeper:
 
     def save(self, more: State) -> None:
         """Write `last.pt`: all that the run needs to go on as if it had not been stopped."""
-        states = self.processes.gather(checkpoint.random_state())
+        states = self.processes.gather(checkpoint.random_state(self.world.device))
         if not self.processes.is_main:
             return
         state = {

@@ -329,7 +329,7 @@ class Run:
             stream.seek(state["positions"][name])
         states = [state["random"], *state.get("random_of_others", [])]
         if len(states) == self.processes.count:
-            checkpoint.set_random_state(states[self.processes.rank])
+            checkpoint.set_random_state(states[self.processes.rank], self.device)
         else:
             self._draw_apart(self.place.step)
 

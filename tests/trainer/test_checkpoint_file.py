@@ -19,6 +19,8 @@ from cscl_fast.trainer import checkpoint
 from cscl_fast.trainer.checkpoint import CheckpointError
 from cscl_fast.trainer.journal import Table
 
+CPU = torch.device("cpu")
+
 
 def content(step: int) -> dict:
     return {"model": {"weight": torch.arange(30_000.0) + step}, "step": step}
@@ -154,15 +156,47 @@ def test_files_of_the_first_version_are_read_and_not_gone_on_from(
 def test_every_random_generator_goes_on_where_it_was() -> None:
     checkpoint.seed_everything(7)
     random.gauss(0, 1), np.random.normal(), torch.randn(3)  # two of them keep half a pair
-    state = checkpoint.random_state()
+    state = checkpoint.random_state(CPU)
 
     def draw() -> list[object]:
         return [random.gauss(0, 1), random.random(), np.random.normal(), torch.rand(2).tolist()]
 
     expected = draw()
     assert draw() != expected
-    checkpoint.set_random_state(state)
+    checkpoint.set_random_state(state, CPU)
     assert draw() == expected
+
+
+def test_of_the_gpus_generators_the_runs_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for GPUs; what is asked of one that is not there fails, as with PyTorch's own."""
+    generators = [torch.tensor([10]), torch.tensor([11])]
+
+    def put(state: torch.Tensor, device: torch.device) -> None:
+        generators[device.index] = state
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generators[device.index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put)
+    first, second = (torch.device("cuda", i) for i in (0, 1))
+    state = checkpoint.random_state(second)
+    assert torch.equal(state["cuda"], torch.tensor([11]))
+    checkpoint.set_random_state(state, first)  # the run goes on where another GPU is visible
+    assert generators == [11, 11]
+
+    old = {**state, "cuda": [torch.tensor([20]), torch.tensor([21]), torch.tensor([22])]}
+    for device, expected in ((first, [20, 11]), (second, [20, 21])):
+        checkpoint.set_random_state(old, device)
+        assert generators == expected
+    checkpoint.set_random_state({**old, "cuda": old["cuda"][:1]}, second)
+    assert generators == [20, 20]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a run on the CPU leaves CUDA alone")
+
+    for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    checkpoint.set_random_state(old, CPU)
+    assert "cuda" not in checkpoint.random_state(CPU)
 
 
 # ---------------------------------------------------------------------------------- within a run

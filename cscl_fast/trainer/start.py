@@ -20,6 +20,9 @@ from cscl_fast.trainer.world import World
 def choose_device(name: str, processes: Processes | None = None) -> torch.device:
     """The device of that name; "auto" is a GPU if there is one. Each process has its own GPU.
 
+    A GPU becomes the process's current one: what is not told a device (pinned memory, events,
+    kernels of other packages) is then on it and not on the first.
+
     Raises:
         ConfigError: there is no such device.
     """
@@ -32,7 +35,10 @@ def choose_device(name: str, processes: Processes | None = None) -> torch.device
     except (RuntimeError, AssertionError) as error:  # without CUDA PyTorch raises the latter
         reason = str(error).partition("\n")[0][:200]
         raise ConfigError(f"device is {name}, which cannot be used: {reason}") from error
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def affine_for(init: str) -> Literal["frozen", "trained"]:

@@ -69,7 +69,8 @@ class Arriving:
         self.arrived: torch.cuda.Event | None = None
         if numbers.is_cuda:
             self.arrived = torch.cuda.Event()
-            self.arrived.record()
+            # Which computes them and copies them, also where another GPU is the current one.
+            self.arrived.record(torch.cuda.current_stream(numbers.device))
 
     def tolist(self) -> list[Any]:
         if self.arrived is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cscl_fast.trainer.optimizers import Optimizers
 
+ALL = "all"  # players, updated together
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,7 +50,7 @@ class Precision:
         )
         self.scaler.scale(torch.zeros((), device=device))  # makes its scale: a step may be skipped
         self.skipped = 0  # steps
-        self.in_a_row = 0  # of them, the last ones
+        self.in_a_row: dict[str, int] = {}  # of them, the last ones of each player
 
     @property
     def scales(self) -> bool:
@@ -84,29 +85,38 @@ class Precision:
         together = _Together(optimizers, player)
         self.scaler.step(together)  # type: ignore[arg-type]  # what it needs of an optimizer
         self.scaler.update()
-        self._count(together.stepped)
+        self._count(player, together.stepped)
         return together.stepped
 
-    def skip(self) -> None:
-        """Count a step that the forward made impossible, and halve the scale."""
-        self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
-        self._count(False)
+    def skip(self, player: str | None = None) -> None:
+        """Count a step that the forward made impossible, and halve the scale, as `step` does."""
+        state = self.scaler.state_dict()
+        scale = state["scale"] * state["backoff_factor"]
+        self.scaler.load_state_dict({**state, "scale": scale, "_growth_tracker": 0})
+        self._count(player, False)
 
-    def _count(self, taken: bool) -> None:
+    def _count(self, player: str | None, taken: bool) -> None:
         self.skipped += not taken
-        self.in_a_row = 0 if taken else self.in_a_row + 1
+        self.in_a_row[player or ALL] = 0 if taken else self.skipped_in_a_row(player) + 1
+
+    def skipped_in_a_row(self, player: str | None = None) -> int:
+        """Of one player, or of all together; what the others did in between does not count."""
+        return self.in_a_row.get(player or ALL, 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
-            "in_a_row": self.in_a_row,
+            "in_a_row": dict(self.in_a_row),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.scales and state["scaler"]:  # a run may go on in another precision
             self.scaler.load_state_dict(state["scaler"])
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.skipped, in_a_row = state["skipped"], state["in_a_row"]
+        if isinstance(in_a_row, int):  # of all players: so it was counted once
+            in_a_row = dict.fromkeys((ALL, "model"), in_a_row) if in_a_row else {}
+        self.in_a_row = dict(in_a_row)
 
 
 class _Together:

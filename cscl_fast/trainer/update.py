@@ -134,6 +134,7 @@ class Update(Generic[AnyPart]):
     def __call__(self, player: str | None, losses_of: Callable[[AnyPart], Losses]) -> None:
         """Update `player`, or with None all of them, by the losses of each part."""
         self.optimizers.zero_grad()
+        self.overflow = (GRADIENT, math.nan)
         shared = self.shared[player]
         readings = []
         for part in self.parts:
@@ -152,13 +153,14 @@ class Update(Generic[AnyPart]):
             if self._all_finite(found):
                 taken = self.precision.step(self.optimizers, player)
             else:
-                self.precision.skip()
+                self.precision.skip(player)
                 taken = False
             if taken:
                 self.updated += self.optimizers.players if player is None else [player]
-            elif self.precision.in_a_row >= SKIPPED_IN_A_ROW:
+            elif self.precision.skipped_in_a_row(player) >= SKIPPED_IN_A_ROW:
                 term, value = self.overflow
-                why = f"; {SKIPPED_IN_A_ROW} updates in a row were skipped for such a reason"
+                whose = "" if player is None else f" of the {player}"
+                why = f"; {SKIPPED_IN_A_ROW} updates in a row{whose} were skipped for such a reason"
                 paths = self._paths(term, found)
                 raise DivergedError(term, value, self.updated, paths, why)
 

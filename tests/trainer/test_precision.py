@@ -235,8 +235,35 @@ def test_skipping_on_and_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         warmup.step((bad, labels(1)))
     with pytest.raises(DivergedError, match=r"'source' is nan.* 3 updates in a row"):
         warmup.step((bad, labels(1)))
-    warmup.precision.in_a_row = 2
-    assert warmup.step(source(1))["skipped"] == 3 and warmup.precision.in_a_row == 0
+    warmup.precision.in_a_row["model"] = 2
+    assert warmup.step(source(1))["skipped"] == 3
+    assert warmup.precision.skipped_in_a_row("model") == 0
+
+
+def test_skipping_one_player_on_and_on_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the alternating schedule, where D, T_C and T_Q succeed in between."""
+    monkeypatch.setattr(update_module, "SKIPPED_IN_A_ROW", 3)
+    cscl = settled(precision="float16", schedule="alternating")
+    with monkeypatch.context() as patch:
+        poison(cscl, "adversarial_loss", math.inf, patch)
+        for _ in range(2):
+            cscl.step(source(1), images(2))
+    state = copy.deepcopy(cscl.state_dict())
+    assert state["precision"]["in_a_row"]["model"] == 2 and cscl.skipped == 2
+    cscl = begun(precision="float16", schedule="alternating")
+    cscl.load_state_dict(state)  # which remembers
+    poison(cscl, "adversarial_loss", math.inf, monkeypatch)
+    message = "the gradient is nan.*; 3 updates in a row of the model were skipped"
+    with pytest.raises(DivergedError, match=message) as caught:
+        cscl.step(source(1), images(2))
+    assert caught.value.updated == ("discriminator", "critic", "quantizer")
+
+
+def test_a_state_with_one_count_for_all_players_is_taken() -> None:
+    state = Precision("float16", CPU).state_dict() | {"skipped": 9, "in_a_row": 4}
+    precision = Precision("float16", CPU)
+    precision.load_state_dict(state)
+    assert precision.skipped_in_a_row() == precision.skipped_in_a_row("model") == 4
 
 
 def test_an_endless_infinite_gradient_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +297,23 @@ def test_the_scale_grows_again_and_is_part_of_the_state() -> None:
     other.load_state_dict(copy.deepcopy(precision.state_dict()))
     precision = other
     assert step(1.0) and precision.scaler.get_scale() == 8 and precision.skipped == 1
+
+
+def test_a_step_that_the_forward_made_impossible_starts_the_wait_for_growth_again() -> None:
+    precision = Precision("float16", CPU, initial_scale=8.0, growth_interval=2)
+    parameter = nn.Parameter(torch.ones(()))
+    optimizers = Optimizers({"model": torch.optim.SGD([parameter], lr=0.0)}, steps=1, power=1.0)
+
+    def step() -> float:
+        optimizers.zero_grad()
+        precision.backward(parameter * 1.0)
+        assert precision.step(optimizers)
+        return precision.scaler.get_scale()
+
+    assert step() == 8
+    precision.skip()
+    assert precision.scaler.get_scale() == 4
+    assert [step(), step()] == [4, 8]
 
 
 def test_a_state_of_another_precision_is_taken() -> None:

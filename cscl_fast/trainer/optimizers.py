@@ -219,22 +219,39 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
 
 
 def _translate(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Any implementation's state as this one's: Apex counts Adam's steps by group, PyTorch by
-    parameter, and a loaded group brings the switches of the implementation that wrote it.
+    """Any implementation's state as this one's, under this one's hyper-parameters.
+
+    Apex counts Adam's steps by group, PyTorch by parameter. Of a saved group count its parameters
+    and how far it is; initial learning rate, momentum, weight decay and the implementation's
+    switches are those that this optimizer was made with: a run may go on with other ones.
+
+    Raises:
+        ValueError: SGD is given Adam's state, or the other way round.
     """
     apex = "fused" not in optimizer.defaults
     groups, by_parameter = [], {key: dict(entry) for key, entry in state["state"].items()}
-    for saved in state["param_groups"]:
-        group = {key: value for key, value in saved.items() if key not in ("fused", "foreach")}
-        count = group.pop("step", None)
+    _require_same_kind(optimizer, by_parameter)
+    for i, saved in enumerate(state["param_groups"]):
+        own = optimizer.param_groups[i] if i < len(optimizer.param_groups) else {}
+        group = {**own, "params": saved["params"], "lr": saved["lr"]}
+        group.pop("step", None)
+        count = saved.get("step")
         for entry in (by_parameter[key] for key in group["params"] if key in by_parameter):
             count = entry.pop("step", count)
             if "exp_avg" in entry and not apex:
                 entry["step"] = torch.tensor(float(count))
         if apex and count is not None:
             group["step"] = int(count)
-        groups.append({**optimizer.defaults, **group})
+        groups.append(group)
     return {"state": by_parameter, "param_groups": groups}
+
+
+def _require_same_kind(optimizer: torch.optim.Optimizer, state: dict[Any, Group]) -> None:
+    names = {name for entry in state.values() for name in entry}
+    adam = "betas" in optimizer.defaults
+    if ("momentum_buffer" if adam else "exp_avg") in names:
+        is_for, is_of = ("Adam", "SGD") if adam else ("SGD", "Adam")
+        raise ValueError(f"{is_for} cannot go on with the state of {is_of}")
 
 
 def _settle(optimizer: torch.optim.Optimizer) -> None:

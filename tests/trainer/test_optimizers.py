@@ -107,6 +107,39 @@ def test_each_goes_on_with_the_state_of_another(name: str, before: str, after: s
     torch.testing.assert_close(values(model), values(reference), **CLOSE)
 
 
+@pytest.mark.usefixtures("apex")
+@pytest.mark.parametrize("implementation", ("loop", *ALL))
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_hyper_parameters_are_the_new_optimizers_not_the_states(name, implementation) -> None:
+    model = make_model()
+    first = make(model, name, implementation)
+    train(model, first, range(2))
+    momentum = {"momentum": 0.5} if name == "sgd" else {}
+    config = OptimizerConfig(name=name, implementation=implementation, weight_decay=0.2, **momentum)
+    second = model_optimizer(model, config, 0.01)  # type: ignore[arg-type]
+    Optimizers({"model": first}, steps=10, power=1.0).set_progress(2)
+    saved = copy.deepcopy(first.state_dict())
+    second.load_state_dict(saved)
+    assert [group["lr"] for group in second.param_groups] == pytest.approx([0.04, 0.4])  # so far
+    Optimizers({"model": second}, steps=10, power=1.0).set_progress(2)
+    for group, factor in zip(second.param_groups, (1, 10), strict=True):
+        assert group["lr"] == pytest.approx(0.008 * factor)
+        assert group["weight_decay"] == 0.2
+        assert name == "adam" or group["momentum"] == 0.5
+    moments = [entry for _, entry in sorted(second.state_dict()["state"].items())]
+    for found, entry in zip(moments, saved["state"].values(), strict=True):
+        assert all(torch.equal(found[k], v) for k, v in entry.items() if v is not None)
+
+
+@pytest.mark.parametrize(("before", "after"), [("sgd", "adam"), ("adam", "sgd")])
+def test_another_kind_of_optimizer_cannot_take_the_state(before: str, after: str) -> None:
+    model = make_model()
+    first = make(model, before, "auto")
+    train(model, first, range(1))
+    with pytest.raises(ValueError, match="cannot go on with the state of"):
+        make(model, after, "auto").load_state_dict(first.state_dict())
+
+
 @pytest.mark.parametrize("implementation", ["loop", *PYTORCH])
 def test_a_state_in_another_memory_layout(implementation: str) -> None:
     """As in a checkpoint whose tensors were made contiguous."""

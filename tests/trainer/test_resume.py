@@ -262,6 +262,28 @@ def test_a_configuration_that_cannot_be_written_stays_as_it_was(
     assert "log_every: 7" in config.read_text()
 
 
+def test_keys_of_the_optimizers_may_change(worlds: Path, tmp_path: Path, tiny: None) -> None:
+    run = tmp_path / "run"
+    command = arguments(worlds, run, "--panels", "0", "--adaptation.epochs", "1")
+    assert main(command) == 0
+    changed = ("--adaptation.learning-rate", "0.5", "--optimizer.weight-decay", "0.25")
+    assert main(["--resume", str(run), "--adaptation.epochs", "2", *changed]) == 0
+    rates = [float(r["learning_rate"]) for r in rows(run / "metrics.csv")]
+    assert rates[-2:] == pytest.approx([0.5 * (1 - step / 4) ** 0.9 for step in (2, 3)], rel=1e-5)
+    optimizer = load(run / "checkpoints" / "last.pt")["trainer"]["optimizers"]["model"]
+    assert [group["weight_decay"] for group in optimizer["param_groups"]] == [0.25, 0.25]
+
+
+def test_another_kind_of_optimizer_is_refused(
+    worlds: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(worlds, run, "--panels", "0", "--adaptation.epochs", "1")) == 0
+    more = ("--adaptation.epochs", "2", "--optimizer.name", "sgd")
+    message = fails(capsys, ["--resume", str(run), *more])
+    assert "SGD cannot go on with the state of Adam); resume without the keys" in message
+
+
 def test_a_run_that_is_overwritten_leaves_nothing(worlds: Path, tmp_path: Path, tiny: None) -> None:
     run = tmp_path / "run"
     assert main(arguments(worlds, run, "--adaptation.epochs", "1", "--gap-batches", "1")) == 0

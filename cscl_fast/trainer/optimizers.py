@@ -291,15 +291,50 @@ class Optimizers:
                 for p in group["params"]:
                     p.grad = None
 
-    def step(self, player: str | None = None) -> None:
-        """Step one player, or all of them."""
-        for name, optimizer in self.players.items():
-            if player is not None and name != player:
-                continue
+    def names(self, player: str | None = None) -> list[str]:
+        """Whose optimizers are meant: one player's, or with None all of them."""
+        return list(self.players) if player is None else [player]
+
+    def gradient_norms(self, player: str | None = None) -> Tensor:  # [players] float32
+        """The norm of all gradients of each player; not finite where one of them is not."""
+        return torch.stack([self._norm(self.players[name]) for name in self.names(player)])
+
+    @staticmethod
+    def _norm(optimizer: torch.optim.Optimizer) -> Tensor:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), device=_device(optimizer.param_groups))
+        return nn.utils.get_total_norm(gradients).float()
+
+    def can_refrain(self, player: str | None = None) -> bool:
+        """Whether `step` takes `unless`: PyTorch's fused kernels on a GPU do.
+
+        (Those on the CPU do as well, where nothing is gained by not knowing it before.)
+        """
+        groups = [g for name in self.names(player) for g in self.players[name].param_groups]
+        return all(g.get("fused") for g in groups) and _device(groups).type == "cuda"
+
+    def step(self, player: str | None = None, *, unless: Tensor | None = None) -> None:
+        """Step one player, or all of them.
+
+        Args:
+            unless: scalar float32, 1: the step is to change nothing. Known to the device alone,
+                it lets the step wait in line there before the host knows.
+        """
+        for name in self.names(player):
+            optimizer = self.players[name]
             if name == "model" and self.clip_norm > 0:
                 parameters = [p for g in optimizer.param_groups for p in g["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-            optimizer.step()
+            if unless is None:
+                optimizer.step()
+                continue
+            optimizer.found_inf = unless  # type: ignore[attr-defined]  # as a gradient scaler does
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.found_inf  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         return {name: optimizer.state_dict() for name, optimizer in self.players.items()}

@@ -73,15 +73,12 @@ class Precision:
         scaled.backward()
 
     def step(self, optimizers: Optimizers, player: str | None = None) -> bool:
-        """Step one player, or all of them; with gradients that are not finite none of them.
+        """float16: step one player, or all; with gradients that are not finite none of them.
 
         Returns:
             Whether the step was taken. Clipping (inside of `Optimizers.step`) sees the gradients
             in their own scale.
         """
-        if not self.scales:
-            optimizers.step(player)
-            return True
         together = _Together(optimizers, player)
         self.scaler.step(together)  # type: ignore[arg-type]  # what it needs of an optimizer
         self.scaler.update()

@@ -192,7 +192,7 @@ class Run:
 
     @contextmanager
     def _naming_files(self) -> Iterator[None]:
-        """Adds to a loss that is not finite the step and the files of the batch."""
+        """Adds to a loss or gradient that is not finite the step and the files of the batch."""
         try:
             yield
         except DivergedError as error:

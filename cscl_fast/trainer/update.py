@@ -17,6 +17,7 @@ from cscl_fast.trainer.processes import Processes, Shared
 from cscl_fast.trainer.stopwatch import Stopwatch
 
 Losses = dict[str, Tensor]  # scalars, float32
+Values = dict[str, float]
 Shares = dict[str, Tensor]  # scalars, float32: what part of the whole step's mean this is
 
 GRADIENT = "gradient"  # in the place of a loss's name
@@ -24,12 +25,12 @@ SKIPPED_IN_A_ROW = 50  # a scale that starts at 2^16 is below 1 after 17
 
 
 class DivergedError(RuntimeError):
-    """A loss is not finite.
+    """A loss or a gradient is not finite.
 
     Attributes:
         term: the name of the loss, as in metrics.csv; or "gradient".
-        value: what it is: nan or an infinity.
-        updated: the players that this step had updated before, from losses that were finite;
+        value: what it, or the gradient's norm, is: nan or an infinity.
+        updated: the players that this step had updated before, from what was finite;
             empty with the joint schedule. Nothing else was updated.
         paths: files of the batch, if it has any.
     """
@@ -89,7 +90,7 @@ class Reading:
             numbers = numbers * torch.stack([shares[name] for name in losses])
         self.numbers = Arriving(numbers)
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> Values:
         return dict(zip(self.names, self.numbers.tolist(), strict=True))
 
 
@@ -106,8 +107,8 @@ class Update(Generic[AnyPart]):
         shared: by the name of the player, what its gradients are added up by over the processes.
 
     Raises (when called):
-        DivergedError: a loss is not finite, before anything is updated with it. With float16 this
-            skips the update instead, unless it has skipped `SKIPPED_IN_A_ROW` of them.
+        DivergedError: a loss or a gradient is not finite; nothing is updated with it. With float16
+            this skips the update instead, unless it has skipped `SKIPPED_IN_A_ROW` of them.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Update(Generic[AnyPart]):
         self.stopwatch = stopwatch
         self.processes = processes or Processes.alone()
         self.shared = shared or defaultdict(lambda: Shared(self.processes))
-        self.values: dict[str, float] = {}  # every loss so far, over the whole step
+        self.values: Values = {}  # every loss so far, over the whole step
         self.updated: list[str] = []  # players
         self.overflow: tuple[str, float] = (GRADIENT, math.nan)  # what made the last skip
 
@@ -151,7 +152,7 @@ class Update(Generic[AnyPart]):
         with self.stopwatch("optimizer"):
             found = [reading.values() for reading in readings]
             if self._all_finite(found):
-                taken = self.precision.step(self.optimizers, player)
+                taken = self._step(player, found)
             else:
                 self.precision.skip(player)
                 taken = False
@@ -164,12 +165,12 @@ class Update(Generic[AnyPart]):
                 paths = self._paths(term, found)
                 raise DivergedError(term, value, self.updated, paths, why)
 
-    def _all_finite(self, found: Sequence[dict[str, float]]) -> bool:
+    def _all_finite(self, found: Sequence[Values]) -> bool:
         """Whether the update may go on; False, with float16 only: a loss is not finite.
 
         All processes come to the same answer.
         """
-        whole: dict[str, float] = {}
+        whole: Values = {}
         for values in found:
             for term, value in values.items():
                 whole[term] = whole.get(term, 0.0) + value
@@ -183,7 +184,36 @@ class Update(Generic[AnyPart]):
         self.values |= whole
         return all(map(math.isfinite, whole.values()))
 
-    def _paths(self, term: str, found: Sequence[dict[str, float]]) -> list[str]:
+    def _step(self, player: str | None, found: Sequence[Values]) -> bool:
+        """Step; whether it was taken. With a gradient that is not finite no weight moves.
+
+        A gradient scaler (float16) looks at the gradients itself. Else their norms are asked for:
+        behind a step that waits for its turn on the GPU already and refrains from it by itself, or
+        before it.
+        """
+        if self.precision.scales:
+            return self.precision.step(self.optimizers, player)
+        norms = self.optimizers.gradient_norms(player)
+        arriving = Arriving(norms)
+        refrains = self.optimizers.can_refrain(player)
+        if refrains:
+            self.optimizers.step(player, unless=(~norms.isfinite()).any().float())
+        bad = {
+            name: norm
+            for name, norm in zip(self.optimizers.names(player), arriving.tolist(), strict=True)
+            if not math.isfinite(norm)
+        }
+        if self.processes.any(bool(bad)):  # sums over the processes: the same in all, anyway
+            self.optimizers.zero_grad()
+            whose = f"; it is that of the {' and the '.join(bad)}" if bad else ""
+            paths = self._paths(GRADIENT, found)
+            value = next(iter(bad.values()), math.nan)
+            raise DivergedError(GRADIENT, value, self.updated, paths, whose)
+        if not refrains:
+            self.optimizers.step(player)
+        return True
+
+    def _paths(self, term: str, found: Sequence[Values]) -> list[str]:
         """Files of the parts, of all processes, of which this loss is not finite; if none, of all.
 
         (Of a gradient nobody knows whose it is.)

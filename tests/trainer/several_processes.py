@@ -314,6 +314,26 @@ def divergence(us: Processes, folder: Path) -> None:
         assert same(before, ours.players.state_dict())
         ours.step(batch(us.rank), batch(us.rank + 5)[0])  # they are still together
 
+        # The same of a gradient whose loss is finite; nobody knows whose it is.
+        before = copy.deepcopy(ours.players.state_dict())
+        if us.rank == 1:
+            weight = ours.model.classifier.weight
+            hook = weight.register_hook(lambda gradient: gradient * math.nan)
+        images, labels = batch(us.rank)
+        source = Batch(images, images, labels, [f"file{us.rank}.png"])
+        try:
+            ours.step(source, batch(5)[0])
+        except DivergedError as error:
+            assert error.term == "gradient" and "file1.png" in error.paths, error
+            assert ("model" in error.updated) is False
+        else:
+            raise AssertionError("the step went through")
+        if us.rank == 1:
+            hook.remove()
+        model = {k: v for k, v in before.items() if k.startswith("model.")}
+        assert same(model, {k: ours.players.state_dict()[k] for k in model})
+        ours.step(batch(us.rank), batch(us.rank + 5)[0])
+
     scaled = begun(configured(precision="float16"), us)
     scaled.begin_epoch([batch(us.rank)[0]])
     before = copy.deepcopy(scaled.players.state_dict())

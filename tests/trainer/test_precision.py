@@ -210,6 +210,60 @@ def test_without_a_scale_an_infinite_loss_is_an_error(precision: str) -> None:
     assert same(trace(warmup), before) and warmup.skipped == 0
 
 
+@pytest.mark.parametrize("asked", ["before the step", "behind a step that refrains"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("schedule", "loss", "whose"),
+    [
+        ("joint", "discriminator_loss", "discriminator"),
+        ("joint", "adversarial_loss", "model"),
+        ("alternating", "critic_loss", "quantizer"),
+        ("alternating", "adversarial_loss", "model"),
+    ],
+)
+def test_without_a_scale_an_infinite_gradient_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    precision: str,
+    schedule: str,
+    loss: str,
+    whose: str,
+) -> None:
+    """The losses are finite; weights would not be for long."""
+    behind = asked != "before the step"  # as on a GPU
+    monkeypatch.setattr(Optimizers, "can_refrain", lambda self, player: behind)
+    cscl = settled(precision=precision, schedule=schedule, **STATE)
+    before, weights = trace(cscl), copy.deepcopy(cscl.model.state_dict())
+    with monkeypatch.context() as patch:
+        poison(cscl, loss, math.inf, patch)
+        with pytest.raises(DivergedError, match=f"the gradient is nan.*that of.* the {whose}"):
+            cscl.step(source(3), images(4))
+    assert same(weights, dict(cscl.model.state_dict()))
+    after = trace(cscl)
+    if schedule == "joint":
+        assert same(after, before)
+    else:  # each player by itself
+        assert same(after["optimizers"][whose], before["optimizers"][whose])
+        assert same(after["average"], before["average"]) and same(after["kept"], before["kept"])
+    losses = cscl.step(source(5), images(6))
+    assert losses["skipped"] == 0 and not same(weights, dict(cscl.model.state_dict()))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_steps_that_could_refrain_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    found = []
+    for behind in (False, True):
+        monkeypatch.setattr(Optimizers, "can_refrain", lambda self, player, b=behind: b)
+        cscl = begun(schedule=schedule)
+        torch.manual_seed(0)  # dropout
+        cscl.step(source(1), images(2))
+        cscl.step(source(3), images(4))
+        found.append(cscl.state_dict())
+    assert same(*found)
+
+
 def test_the_warm_up_skips_and_counts_too() -> None:
     warmup = SourceOnly(tiny(), config(precision="float16"))
     warmup.step(source(1))

@@ -106,18 +106,25 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, torn or altered, not one of this package's
-            checkpoints, or written by a newer version of it.
+            checkpoints, written by a newer version of it (`NewerError`), or could not be read
+            here and now (`UnreadError`).
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
-    has_trailer = _check(path)
+    try:
+        is_whole = _check(path)
+    except OSError as error:
+        raise UnreadError(f"{path} could not be read: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint makes torch.load raise almost anything
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}: {reason})"
-        ) from error
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        if is_whole:
+            raise UnreadError(
+                f"{path} could not be read ({reason}). It is whole, by its checksum: look for "
+                "what this machine lacks, memory perhaps, and try again"
+            ) from error
+        raise CheckpointError(f"{path} is not a checkpoint, or is damaged ({reason})") from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path} is not a checkpoint of cscl_fast; weights of other programs go to --model.init"
@@ -128,7 +135,7 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} was written by a newer cscl_fast (checkpoint version {version}, "
             f"this one reads up to {CHECKPOINT_VERSION})"
         )
-    if version > 1 and not has_trailer:  # the first version had none
+    if version > 1 and not is_whole:  # the first version had none
         raise CheckpointError(f"{path} is damaged: there is no checksum at its end")
     return content
 
@@ -137,8 +144,12 @@ class NewerError(CheckpointError):
     """A checkpoint of a newer version of this package, which is no reason to take an older one."""
 
 
+class UnreadError(CheckpointError):
+    """Memory or the disk failed while a checkpoint was read, which says nothing about the file."""
+
+
 def _check(path: Path) -> bool:
-    """Compare a file with its own checksum; False if it has none."""
+    """Whether a file has a checksum, which it then agrees with."""
     with open(path, "rb") as file:
         length = max(os.fstat(file.fileno()).st_size - TRAILER, 0)
         file.seek(length)
@@ -165,21 +176,27 @@ def save_newest(folder: Path, content: dict[str, Any]) -> None:
     save(folder / LAST, content, previous=folder / PREVIOUS)
 
 
-def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+def load_newest(
+    folder: Path,
+    warn: Callable[[str], None],
+    agree: Callable[[dict[str, Any]], None] = lambda content: None,
+) -> dict[str, Any]:
     """Read `last.pt` or, where that is missing or damaged, `previous.pt`.
 
     A damaged `last.pt` is then called `damaged.pt`: the next one must not push out the whole one.
 
     Args:
         warn: told which file could not be used, why, and which one is.
+        agree: given what was read before anything is renamed; may raise.
 
     Raises:
-        CheckpointError: there is no whole file, or the newest is of a newer version.
+        CheckpointError: there is no whole file, or the newest is of a newer version or could not
+            be read here and now.
     """
     last, previous = folder / LAST, folder / PREVIOUS
     try:
-        return load(last)
-    except NewerError:
+        content = load(last)
+    except (NewerError, UnreadError):
         raise
     except CheckpointError as error:
         if not previous.is_file():
@@ -188,10 +205,13 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
             content = load(previous)
         except CheckpointError as other:
             raise CheckpointError(f"{error}, and {other}: nothing to go on from") from other
+        agree(content)
         warn(f"warning: {error}. Going on from the one before it, {previous}")
-    with contextlib.suppress(FileNotFoundError):  # missing, or another process was faster
-        os.replace(last, folder / DAMAGED)
-        warn(f"warning: {last} is kept as {folder / DAMAGED}")
+        with contextlib.suppress(FileNotFoundError):  # missing, or another process was faster
+            os.replace(last, folder / DAMAGED)
+            warn(f"warning: {last} is kept as {folder / DAMAGED}")
+    else:
+        agree(content)
     return content
 
 

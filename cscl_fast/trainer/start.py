@@ -53,6 +53,8 @@ def affine_for(init: str) -> Literal["frozen", "trained"]:
         return "frozen"
     try:
         content = checkpoint.load(Path(init))
+    except checkpoint.UnreadError:
+        raise
     except checkpoint.CheckpointError:  # weights of another program
         return "frozen"
     return "frozen" if content.get("batchnorm_affine") == "frozen" else "trained"

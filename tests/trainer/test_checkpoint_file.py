@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -138,6 +139,53 @@ def test_a_newer_versions_file_is_no_damaged_one(two: Path) -> None:
     with pytest.raises(CheckpointError, match="newer cscl_fast"):
         newest(two)
     assert (two / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+    ids=["memory", "disk", "PyTorch's memory"],
+)
+def test_a_whole_file_that_cannot_be_read_now_is_no_damaged_one(
+    two: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    read = torch.load
+
+    def failing(path: Path, **more: object) -> object:
+        if path.name == "last.pt":
+            raise error
+        return read(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", failing)
+        with pytest.raises(CheckpointError, match=r"could not be read .*It is whole") as caught:
+            newest(two)
+    assert str(two / "last.pt") in str(caught.value) and type(error).__name__ in str(caught.value)
+    assert newest(two) == (3, [])  # nothing was renamed
+
+    def unreadable(path: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_check", unreadable)
+        with pytest.raises(CheckpointError, match=r"last\.pt could not be read: .*Input/output"):
+            newest(two)
+    assert newest(two) == (3, [])
+
+
+def test_nothing_is_renamed_before_all_agree(two: Path) -> None:
+    (two / "last.pt").write_bytes(b"torn")
+
+    def disagree(content: dict) -> None:
+        raise CheckpointError(f"others are elsewhere than {content['step']}")
+
+    with pytest.raises(CheckpointError, match="others are elsewhere than 2"):
+        checkpoint.load_newest(two, print, disagree)
+    assert sorted(p.name for p in two.iterdir()) == ["last.pt", "previous.pt"]
 
 
 def test_files_of_the_first_version_are_read_and_not_gone_on_from(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cscl_fast.cli import to_yaml
-from cscl_fast.config import Config
+from cscl_fast.config import AdaptationConfig, Config, WarmupConfig
 from cscl_fast.data.classes import write_classes
 from cscl_fast.models import SegmentationModel
 from cscl_fast.trained import to_plain
@@ -109,11 +109,14 @@ class Keeper:
         if self.processes.is_main:
             checkpoint.save(self.path(name), self._content(model))
 
+    def _section(self) -> WarmupConfig | AdaptationConfig:
+        """Of the configuration, what this phase is made by."""
+        warms_up = self.place.phase == "warmup"
+        return self.config.warmup if warms_up else self.config.adaptation
+
     def _images_a_step(self) -> int:
         """Of each domain, in this phase, by all processes."""
-        config = self.config
-        section = config.warmup if self.place.phase == "warmup" else config.adaptation
-        return section.batch_size * config.accumulate * self.processes.count
+        return self._section().batch_size * self.config.accumulate * self.processes.count
 
     def _content(self, model: nn.Module) -> State:
         """What every checkpoint holds: a model that evaluates, its classes, and the place."""
@@ -152,9 +155,10 @@ class Keeper:
         The rest of its content is returned, for those whose state it is.
 
         Raises:
-            CheckpointError: there is none, or it is of another network or an older version.
+            CheckpointError: there is none, it is of another network or an older version, or what
+                processes learn from a step has changed.
         """
-        state = checkpoint.load_newest(self.checkpoints, warn)
+        state = checkpoint.load_newest(self.checkpoints, warn, self._require_same_place)
         path = self.path("last")
         if state["version"] < 2:
             raise CheckpointError(
@@ -187,24 +191,48 @@ class Keeper:
             part.unlink()
         self._write_what_it_is()
 
+    def _require_same_place(self, state: State) -> None:
+        """Each process reads for itself, and might have found another file damaged or missing."""
+        place = state.get("place", {})
+        places = self.processes.gather((place.get("phase"), place.get("step")))
+        if len(set(places)) > 1:
+            found = ", ".join(f"process {i}: {p} step {n}" for i, (p, n) in enumerate(places, 1))
+            raise CheckpointError(
+                f"the processes find different checkpoints in {self.checkpoints} ({found}); "
+                "is it one folder for all of them? Try again when all see the same files"
+            )
+
     def _require_same_batch(self, state: State, warn: Callable[[str], None]) -> None:
-        """Another number of processes may go on if a step still learns from as many images."""
+        """A step of several processes has to learn from as many images as before.
+
+        One process may go on with more or fewer, if it was one before; for several, where they
+        are in the data would lie in the middle of a batch.
+        """
         before, now = 1 + len(state.get("random_of_others", [])), self.processes.count
-        if before == now:
-            return
-        images = state.get("images_a_step", self._images_a_step())
+        here = self._images_a_step()
+        images = state.get("images_a_step", here)
         phase = self.place.phase
-        if images != self._images_a_step():
+        if images != here and max(before, now) > 1:
             raise CheckpointError(
                 f"{self.path('last')} was written by {before} process(es), which learned from "
-                f"{images} images a step; with {now} it would be {self._images_a_step()}. Go on "
-                f"with as many processes, or choose {phase}.batch_size and accumulate so that "
-                f"their product is {images} / {now}"
+                f"{images} images a step; with {now} it would be {here}. Go on with as many "
+                f"processes and the batch_size they had, or choose {phase}.batch_size and "
+                f"accumulate so that their product is {images} / {now}"
             )
-        warn(
-            f"note: the run goes on with {now} process(es) instead of {before}, with as many "
-            "images a step; dropout draws other random numbers"
-        )
+        size = self._section().batch_size
+        if now > 1 and any(place % (size * now) for place in state["positions"].values()):
+            raise CheckpointError(
+                f"{self.path('last')} is in the middle of a batch of {now} processes with "
+                f"{phase}.batch_size {size}, as its run once had batches of another size; go on "
+                "with one process"
+            )
+        if images != here:
+            warn(f"note: a step learns from {here} images of each domain now instead of {images}")
+        if before != now:
+            warn(
+                f"note: the run goes on with {now} process(es) instead of {before}, with as many "
+                "images a step; dropout draws other random numbers"
+            )
 
     def _write_what_it_is(self) -> None:
         """`config.yaml` and `classes.json`: known from the beginning, and changed by no step."""

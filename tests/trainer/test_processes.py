@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import several_processes
@@ -12,6 +13,8 @@ from torch import nn
 
 from cscl_fast.config import Config, ConfigError
 from cscl_fast.train import main
+from cscl_fast.trainer.checkpoint import CheckpointError
+from cscl_fast.trainer.keeper import Keeper, Place
 from cscl_fast.trainer.processes import Processes, Shared, is_sign_of_loss, synchronise_batchnorm
 
 AGREE = "agreement,gradients,thresholds_and_centroids"
@@ -52,6 +55,66 @@ def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = Shared(Processes.alone(), network)
     with shared.alone():
         assert torch.equal(shared(network, value), network(value))
+
+
+def keeper(count: int, batch_size: int, accumulate: int = 1) -> Keeper:
+    """Of a run in its adaptation, in the first of `count` processes."""
+    config = Config(run=Path("run"), accumulate=accumulate)
+    config.adaptation.batch_size = batch_size
+    made = Keeper(config, None, None, None, Processes(0, count))  # type: ignore[arg-type]
+    made.place = Place("adaptation", 3)
+    return made
+
+
+def saved(count: int, images: int, position: int | None = None) -> dict[str, Any]:
+    """What `count` processes leave after three steps on so many images each."""
+    position = 3 * images if position is None else position
+    return {
+        "random_of_others": [{}] * (count - 1),
+        "images_a_step": images,
+        "positions": {"source": position, "target": position},
+    }
+
+
+def test_several_processes_go_on_with_as_many_images_a_step() -> None:
+    warnings: list[str] = []
+    for now, before in (
+        (keeper(2, 2), saved(2, 4)),
+        (keeper(2, 1, accumulate=2), saved(2, 4)),
+        (keeper(4, 1), saved(2, 4)),
+        (keeper(1, 4), saved(2, 4)),
+        (keeper(1, 4), saved(1, 2)),  # one process may learn from more
+        (keeper(1, 4), saved(1, 2, 7)),
+    ):
+        now._require_same_batch(before, warnings.append)
+    assert len(warnings) == 4
+    assert warnings[-1] == "note: a step learns from 4 images of each domain now instead of 2"
+    for now, before in (
+        (keeper(2, 3), saved(2, 4)),  # as many processes, and another batch_size
+        (keeper(2, 4), saved(2, 4)),
+        (keeper(4, 2), saved(2, 4)),
+        (keeper(1, 1), saved(2, 4)),
+    ):
+        with pytest.raises(CheckpointError, match="learned from 4 images a step; with"):
+            now._require_same_batch(before, warnings.append)
+    with pytest.raises(CheckpointError, match="in the middle of a batch of 2 processes"):
+        keeper(2, 2)._require_same_batch(saved(1, 4, 13), warnings.append)
+
+
+def test_processes_that_find_different_checkpoints_do_not_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second = {"place": {"phase": "adaptation", "step": 4}}
+    first = {"place": {"phase": "adaptation", "step": 6}}
+    for other in (first, second):
+        place = tuple(other["place"].values())
+        monkeypatch.setattr(Processes, "gather", lambda self, own, place=place: [own, place])
+        if other is first:
+            keeper(2, 1)._require_same_place(first)
+            continue
+        found = r"process 1: adaptation step 6, process 2: adaptation step 4"
+        with pytest.raises(CheckpointError, match=found):
+            keeper(2, 1)._require_same_place(first)
 
 
 def test_a_gpu_for_each_process_or_none(monkeypatch: pytest.MonkeyPatch) -> None:

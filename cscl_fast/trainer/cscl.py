@@ -175,7 +175,7 @@ class CSCL:
             and P; `learning_rate` of the encoder; `skipped`, the optimizer steps skipped so far.
 
         Raises:
-            DivergedError: a loss is not finite; nothing was updated with it.
+            DivergedError: a loss or a gradient is not finite; nothing was updated with it.
             ValueError: the wrong number of micro-batches, or `begin_epoch` was never called.
             TypeError: source or target is neither a `Batch` nor tensors.
         """

@@ -62,7 +62,7 @@ class SourceOnly:
         """One step on labelled images: `source` (the loss), `total`, `learning_rate`, `skipped`.
 
         Raises:
-            DivergedError: the loss is not finite; nothing was updated.
+            DivergedError: the loss or a gradient is not finite; nothing was updated.
             ValueError: the wrong number of micro-batches.
             TypeError: source is neither a `Batch` nor two tensors.
         """

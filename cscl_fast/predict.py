@@ -24,7 +24,8 @@ from cscl_fast.data.visual import overlay, save_label_png
 from cscl_fast.trained import load_trained
 from cscl_fast.trainer import out_of_memory
 from cscl_fast.trainer.checkpoint import CheckpointError
-from cscl_fast.trainer.labelling import evaluating, upsampled_argmax
+from cscl_fast.trainer.grids import upsampled_argmax
+from cscl_fast.trainer.labelling import evaluating
 from cscl_fast.trainer.start import choose_device
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cscl_fast.data import SYNTHIA_16, ClassList, thirteen_of_sixteen
 from cscl_fast.markdown import table as as_markdown
-from cscl_fast.trainer.labelling import evaluating, image_size, upsampled_argmax
+from cscl_fast.trainer.grids import image_size, upsampled_argmax
+from cscl_fast.trainer.labelling import evaluating
 from cscl_fast.trainer.processes import Processes
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cscl_fast import ops
@@ -21,7 +20,8 @@ from cscl_fast.data import SegmentationDataset, open_dataset
 from cscl_fast.data.loading import collate, epoch_order
 from cscl_fast.models import SegmentationModel
 from cscl_fast.trainer.centroids import divergence_of_centroids
-from cscl_fast.trainer.labelling import evaluating, image_size
+from cscl_fast.trainer.grids import image_size, nearest_labels, upsampled_argmax
+from cscl_fast.trainer.labelling import evaluating
 from cscl_fast.trainer.world import World
 
 
@@ -99,16 +99,13 @@ def domain_gap(
     with evaluating(model):
         for images, labels in source:
             features = model.encode(images).deep
-            of_source.add(features, labels_at(labels, image_size(features)).to(device))
+            of_source.add(features, nearest_labels(labels, image_size(features)).to(device))
             if players.transfer:
                 of_source.judge(players.discriminator(features), target=False)
         for images in target:
             encoded = model.encode(images)
-            logits = model.classify(encoded)
-            grid = image_size(encoded.deep)
-            if image_size(logits) != grid:  # FCN-8s: F is coarser than the logits
-                logits = F.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
-            of_target.add(encoded.deep, logits.argmax(1))
+            predicted = upsampled_argmax(model.classify(encoded), image_size(encoded.deep))
+            of_target.add(encoded.deep, predicted)
             if players.transfer:
                 of_target.judge(players.discriminator(encoded.deep), target=True)
         divergence = centroid_divergence(of_source, of_target)
@@ -122,12 +119,6 @@ def centroid_divergence(source: DomainSide, target: DomainSide) -> float:
         return math.nan
     centroids = source.centroids, target.centroids
     return float(divergence_of_centroids(*centroids, both, normalise="softmax"))
-
-
-def labels_at(labels: list[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Labels of any sizes [H', W'] int64 at the locations of a grid, [B, h, w] int64 (nearest)."""
-    resized = [F.interpolate(x[None, None].float(), size=grid, mode="nearest") for x in labels]
-    return torch.cat(resized)[:, 0].long()
 
 
 class GapMeter:

@@ -16,6 +16,7 @@ from cscl_fast import ops
 from cscl_fast.config import AdaptationConfig
 from cscl_fast.models import SegmentationModel
 from cscl_fast.models.average import WeightAverage
+from cscl_fast.trainer.grids import at_grid, image_size, upsampled_argmax
 from cscl_fast.trainer.processes import Processes
 
 
@@ -29,11 +30,6 @@ class PseudoLabels:
     size: tuple[int, int]  # (H, W) of the images, where the loss is evaluated
     soft: Tensor  # [B, K, h, w] on the grid of F, zeros where rejected
     hard: Tensor  # [B, h, w] int64 on the grid of F, 255 where rejected
-
-    @property
-    def kept(self) -> Tensor:
-        """Share of the locations that carry a label."""
-        return (self.hard != 255).float().mean()
 
     def count(self) -> Tensor:
         """Number of pixels [] int64 of the images that carry a label: what `loss` is the mean over.
@@ -57,18 +53,6 @@ class PseudoLabels:
         return ops.pseudo_label_loss(
             logits, self.thresholds, self.gamma, label_logits=self.logits, size=self.size
         )
-
-
-def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class indices [B, H, W] int64 of bilinearly upsampled logits [B, K, h, w]."""
-    if logits.shape[-2:] != tuple(size):
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits.argmax(1)
-
-
-def image_size(images: Tensor) -> tuple[int, int]:
-    """(H, W) of a tensor [..., H, W]."""
-    return images.shape[-2], images.shape[-1]
 
 
 @contextmanager
@@ -176,9 +160,7 @@ class Labeller:
             return self.network.classify(features), image_size(features.deep)
 
     def _solve(self, logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> PseudoLabels:
-        gamma, on_grid = self.config.gamma, logits
-        if image_size(logits) != grid:
-            on_grid = F.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
+        gamma, on_grid = self.config.gamma, at_grid(logits, grid)
         if not self.selects:
             hard = on_grid.argmax(1)
             soft = F.one_hot(hard, logits.shape[1]).permute(0, 3, 1, 2).to(logits.dtype)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cscl_fast import ops
 from cscl_fast.data.visual import colorize
-from cscl_fast.trainer.labelling import evaluating, image_size, upsampled_argmax
+from cscl_fast.trainer.grids import image_size, upsampled_argmax
+from cscl_fast.trainer.labelling import evaluating
 from cscl_fast.trainer.tiles import Tiles
 from cscl_fast.trainer.world import World
 

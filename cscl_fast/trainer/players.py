@@ -37,7 +37,8 @@ from cscl_fast.trainer.centroids import (
     centroids_of_all,
     divergence_of_centroids,
 )
-from cscl_fast.trainer.labelling import PseudoLabels, evaluating, image_size
+from cscl_fast.trainer.grids import at_grid, image_size, nearest_labels
+from cscl_fast.trainer.labelling import PseudoLabels, evaluating
 from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.update import Losses, Shares
 
@@ -104,11 +105,6 @@ def discriminator_strides(
     for layer in range(min(5, int(math.log2(max(1, 32 // model.feature_stride))))):
         strides[layer] = 2
     return tuple(strides)  # type: ignore[return-value]  # five of them
-
-
-def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels [B, H, W] int64 at the locations of a coarser grid, [B, h, w] int64 (nearest)."""
-    return F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
 
 
 class Players(nn.Module):
@@ -335,7 +331,6 @@ class Players(nn.Module):
             "transferability": images,
             "adversarial": torch.tensor(len(target.images), device=device),
             "divergence": torch.ones((), device=device),
-            "kept": torch.tensor(pseudo.hard.numel(), device=device),
         }
 
     # -------------------------------------------------------------------------- for those who watch
@@ -379,10 +374,3 @@ def mean_transferability(*views: View) -> Tensor:
     """The mean of P over all locations, to be watched: where it is 0 the gate does nothing."""
     gates = [v.transferability for v in views if v.transferability is not None]
     return torch.cat([gate.detach().flatten() for gate in gates]).mean()
-
-
-def at_grid(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits on the grid of the features: themselves for DeepLab, resized for FCN-8s."""
-    if logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

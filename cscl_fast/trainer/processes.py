@@ -173,10 +173,6 @@ class Processes:
             distributed.all_gather_object(found, packed.getvalue())
         return [torch.load(io.BytesIO(one), weights_only=False) for one in found]
 
-    def from_main(self, value: Result) -> Result:
-        """What the first process holds."""
-        return self.gather(value if self.is_main else None)[0] if self.several else value
-
     def main_does(self, action: Callable[[], Result]) -> Result:
         """What the first process finds by `action`, for all. If that fails, they all end."""
         if not self.several:

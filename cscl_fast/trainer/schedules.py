@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cscl_fast.trainer.labelling import image_size
+from cscl_fast.trainer.grids import image_size, nearest_labels
 from cscl_fast.trainer.players import (
     Losses,
     Pair,
@@ -18,7 +18,6 @@ from cscl_fast.trainer.players import (
     View,
     constant,
     mean_transferability,
-    nearest_labels,
 )
 from cscl_fast.trainer.update import Update
 

@@ -23,8 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cscl_fast import ops
 from cscl_fast.data import SegmentationDataset, open_dataset
 from cscl_fast.data.visual import colorize
-from cscl_fast.trainer.labelling import Labeller, evaluating, image_size
-from cscl_fast.trainer.players import Players, at_grid, nearest_labels
+from cscl_fast.trainer.grids import at_grid, image_size, nearest_labels
+from cscl_fast.trainer.labelling import Labeller, evaluating
+from cscl_fast.trainer.players import Players
 from cscl_fast.trainer.tiles import Tiles
 from cscl_fast.trainer.world import World
 
@@ -101,7 +102,7 @@ def _judge(
         assert view.gated is not None and view.transferability is not None
         grid = image_size(view.features.deep)
         if domain == "source":
-            labels = torch.cat([nearest_labels(s["label"][None].to(device), grid) for s in samples])
+            labels = nearest_labels([s["label"].to(device) for s in samples], grid)
         else:
             labels = _pseudo_labels(labeller, images, grid)
         reward, _ = ops.transfer_reward(

@@ -17,7 +17,8 @@ from cscl_fast.cli import parse
 from cscl_fast.models import SegmentationModel
 from cscl_fast.models.segmentation_model import Features
 from cscl_fast.trainer.checkpoint import random_state
-from cscl_fast.trainer.gap import GapMeter, domain_gap, labels_at
+from cscl_fast.trainer.gap import GapMeter, domain_gap
+from cscl_fast.trainer.grids import nearest_labels
 from cscl_fast.trainer.world import World
 
 
@@ -113,7 +114,7 @@ def test_no_gap_between_a_domain_and_itself() -> None:
 
 def test_labels_of_several_sizes_meet_the_features_grid() -> None:
     label = torch.arange(4).repeat_interleave(4).view(4, 4).repeat_interleave(2, 0)  # [8, 4]
-    found = labels_at([label, label[:4, :2]], (4, 2))
+    found = nearest_labels([label, label[:4, :2]], (4, 2))
     assert found.tolist() == [[[i, i] for i in range(4)], [[0, 0], [0, 0], [1, 1], [1, 1]]]
 
 

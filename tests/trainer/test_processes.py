@@ -46,7 +46,6 @@ def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         value = torch.ones(2)
         assert us.sum(value) is value
         assert us.gather("a") == ["a"]
-        assert us.from_main("a") == "a"
         assert us.any(True)
         assert not us.any(False)
         us.barrier()

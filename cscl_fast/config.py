@@ -6,9 +6,10 @@ Every field is a key of the command line (`--adaptation.gamma 0.25`) and of a co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -230,7 +231,12 @@ class Config:
         return self.run if self.run is not None else Path("runs") / f"{self.preset}-seed{self.seed}"
 
     def validate(self) -> None:
-        """Check the values that a type cannot say; raises `ConfigError` naming the key."""
+        """Check names against their choices, and the values that a type cannot say.
+
+        Raises:
+            ConfigError: names the key, its value and what it needs.
+        """
+        require_choices(self)
         a, w = self.adaptation, self.warmup
         positive = {
             "warmup.batch_size": w.batch_size,
@@ -325,3 +331,41 @@ class Config:
                 f"adaptation.epochs is {self.adaptation.epochs} and adaptation.steps "
                 f"{self.adaptation.steps}; a study needs steps to compare"
             )
+
+
+def require_choices(section: Any, prefix: str = "") -> None:
+    """Refuse a value that is none of the names which its field's type lists, in every section.
+
+    The command line does so by itself; this is for configurations that Python code makes.
+    """
+    hints = get_type_hints(type(section))
+    for entry in fields(section):
+        key, value, hint = f"{prefix}{entry.name}", getattr(section, entry.name), hints[entry.name]
+        if is_dataclass(value):
+            require_choices(value, f"{key}.")
+        elif (names := _names(hint)) and not _may_be(value, hint):
+            needed = "a tuple of any of" if get_origin(hint) is tuple else "one of"
+            rest = " or a tuple" if any(get_origin(h) is tuple for h in get_args(hint)) else ""
+            raise ConfigError(f"{key} is {value!r}; it is {needed} {', '.join(names)}{rest}")
+
+
+def _names(hint: Any) -> list[str]:
+    """The values of every Literal in a type."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [name for argument in get_args(hint) for name in _names(argument)]
+
+
+def _may_be(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that has names in it; what has none is not looked into."""
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        return value in get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_may_be(value, alternative) for alternative in get_args(hint))
+    if kind is tuple:
+        elements = get_args(hint)[0]
+        return isinstance(value, tuple | list) and (
+            not _names(elements) or all(_may_be(element, elements) for element in value)
+        )
+    return isinstance(value, kind)

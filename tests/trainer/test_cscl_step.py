@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from trainer_worlds import same
 
 from cscl_fast import CSCL, SourceOnly
-from cscl_fast.config import ConfigError, ModelConfig
+from cscl_fast.config import ConfigError, ModelConfig, OptimizerConfig
+from cscl_fast.data import DatasetConfig
 from cscl_fast.models import EncoderWithHead, build_model
 from cscl_fast.trainer.journal import COLUMNS
 from cscl_fast.trainer.players import Batch
@@ -123,6 +124,33 @@ def test_values_that_cannot_be_are_refused() -> None:
     from_scratch = config()
     from_scratch.model.init, from_scratch.warmup.steps = "none", 0
     CSCL(tiny(), from_scratch)  # the weights are the caller's business
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "bf16"}, "precision is 'bf16'; it is one of float32, bfloat16, float16"),
+        ({"labels": "EMA"}, "adaptation.labels is 'EMA'; it is one of snapshot, ema, live"),
+        ({"bn": "per_domain"}, "adaptation.bn is 'per_domain'; it is one of per-domain, shared,"),
+        (
+            {"without": ("transfer", "labels")},
+            "without is ('transfer', 'labels'); it is a tuple of any of transfer, pseudo-labels,",
+        ),
+        ({"without": "transfer"}, "without is 'transfer'; it is a tuple of any of"),
+        ({"cache": "ssd"}, "cache is 'ssd'; it is one of none, ram, disk"),
+        (
+            {"target": DatasetConfig(size="whole")},
+            "target.size is 'whole'; it is one of default or",
+        ),
+        ({"optimizer": OptimizerConfig(name="adamw")}, "optimizer.name is 'adamw'; it is one of"),
+    ],
+    ids=str,
+)
+def test_misspelt_names_are_refused(changes: dict, message: str) -> None:
+    for trainer in (CSCL, SourceOnly):
+        with pytest.raises(ConfigError) as failure:
+            trainer(tiny(), config(**changes))
+        assert str(failure.value).startswith(message)
 
 
 def test_the_stopwatch_counts_the_parts_of_a_step() -> None:

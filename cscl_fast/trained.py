@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -52,9 +52,9 @@ def to_plain(config: DatasetConfig) -> dict[str, Any]:
 
 def from_plain(entries: dict[str, Any]) -> DatasetConfig:
     """The inverse of `to_plain`."""
-    known = {f.name for f in dataclasses.fields(DatasetConfig)}
-    values = {k: v for k, v in entries.items() if k in known}
-    for key in ("root", "list_file"):
-        if values.get(key) is not None:
-            values[key] = Path(values[key])
+    hints = get_type_hints(DatasetConfig)
+    values = {k: v for k, v in entries.items() if k in hints}
+    for key, value in values.items():
+        if isinstance(value, str) and Path in get_args(hints[key]):  # Path | None
+            values[key] = Path(value)
     return DatasetConfig(**values)

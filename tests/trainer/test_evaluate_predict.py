@@ -15,10 +15,10 @@ from PIL import Image
 from trainer_worlds import CLASSES, rows
 
 from cscl_fast import evaluate, predict
-from cscl_fast.data import load_image
+from cscl_fast.data import DatasetConfig, load_image
 from cscl_fast.models.deeplab_v2 import DeepLabV2
 from cscl_fast.train import main as train_main
-from cscl_fast.trained import load_trained
+from cscl_fast.trained import from_plain, load_trained, to_plain
 
 NAMES = [name for name, _ in CLASSES]
 
@@ -92,6 +92,15 @@ def test_a_drawn_world_is_the_one_of_the_runs_seed(
     assert evaluate.main([str(source), "--data.root", "mine"]) == 2
     said = capsys.readouterr().err
     assert "data.root is mine, but kind is 'scenes'" in said and "--data.kind folder" in said
+
+
+def test_a_data_set_is_kept_in_a_checkpoint_as_it_was(tmp_path: Path) -> None:
+    everything = DatasetConfig(
+        *("folder", tmp_path / "data", "val", "Rome", tmp_path / "list.txt"),
+        **{"size": (4, 6), "cache": "disk", "cache_folder": tmp_path / "cache"},
+    )
+    for config in (everything, DatasetConfig()):
+        assert from_plain(to_plain(config)) == config
 
 
 def test_evaluate_refuses(

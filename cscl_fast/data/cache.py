@@ -12,8 +12,9 @@ image, the label. All processes and runs share the pages.
 
 The header holds a checksum, and the sizes and times of the files that the entry was made from. An
 entry that is torn, or older than its files, is made anew in its place; so a folder never holds more
-than one entry for an image file and a configuration. Writing is a rename of a finished temporary
-file: a reader sees a whole entry or none, however many processes write.
+than one entry for an image file and a configuration, and another for the image without its label.
+Writing is a rename of a finished temporary file: a reader sees a whole entry or none, however many
+processes write.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 import time
+import uuid
 import warnings
 import zlib
 from collections.abc import Callable
@@ -132,8 +133,9 @@ class DiskCache:
         return found
 
     def path(self, index: int) -> Path:
-        """The file of an entry, by the place of its image file."""
-        place = os.path.abspath(self.samples[index].image)
+        """The file of an entry, by the place of its image file and whether it has a label."""
+        sample = self.samples[index]
+        place = os.path.abspath(sample.image) + ("" if sample.label is not None else "\0unlabelled")
         name = hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.decoded"
 
@@ -220,7 +222,8 @@ class _temporary:
     """A new file in a folder, removed at the end unless it was renamed."""
 
     def __init__(self, folder: Path) -> None:
-        self.file = tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False)  # noqa: SIM115
+        # Not by `tempfile`, whose files are their owner's alone: others may read the cache, too.
+        self.file = open(folder / f"{uuid.uuid4().hex}.tmp", "xb")  # noqa: SIM115
 
     def __enter__(self) -> Any:
         return self.file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import stat
 import threading
 import time
 import warnings
@@ -142,6 +143,27 @@ def test_what_decides_the_content_has_entries_of_its_own(config, change) -> None
     plain = open_dataset(replace(changed, cache="none"), training=True)[0]
     assert torch.equal(cached["image"], plain["image"])
     assert torch.equal(cached["label"], plain["label"])
+
+
+def test_entries_with_and_without_a_label_leave_each_other_alone(config, monkeypatch) -> None:
+    labelled = open_dataset(config, training=True)
+    unlabelled = open_dataset(replace(config, use_labels=False), training=True)
+    for dataset in (labelled, unlabelled):
+        dataset[0]
+    decoded = [counting(dataset, monkeypatch) for dataset in (labelled, unlabelled)]
+    for dataset in (labelled, unlabelled):
+        dataset[0]
+    assert decoded == [[], []] and len(entries(config)) == 2
+
+
+def test_everybody_may_read_entries_whom_the_umask_lets(config) -> None:
+    before = os.umask(0o027)
+    try:
+        open_dataset(config, training=True)[0]
+    finally:
+        os.umask(before)
+    files = [*entries(config), *config.cache_folder.rglob("content.json")]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o640] * 2
 
 
 def test_other_classes_have_other_entries(config) -> None:

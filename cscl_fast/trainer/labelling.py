@@ -57,14 +57,15 @@ class PseudoLabels:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; the mode from before afterwards."""
-    training = model.training
+    """Evaluation mode and no gradients inside; afterwards every layer's mode from before."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class Labeller:

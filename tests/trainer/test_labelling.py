@@ -92,6 +92,16 @@ def test_live_labels_come_from_the_trained_network_in_evaluation_mode() -> None:
     assert all(torch.equal(before[name], b) for name, b in model.named_buffers())
 
 
+def test_layers_that_are_kept_in_evaluation_mode_stay_in_it() -> None:
+    model, _, labeller = make(labels="live", thresholds="online")
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    x = images(1)
+    labeller.begin_epoch(0, [x])
+    labeller.label(x)
+    assert not layer.training
+    assert all(m.training for m in model.modules() if m is not layer)
+
+
 @pytest.mark.parametrize("labels", ["snapshot", "ema"])
 def test_the_label_network_and_its_thresholds_agree(labels: str) -> None:
     """Thresholds are Algorithm 1 on the label network's own logits at image size."""

@@ -156,6 +156,9 @@ class CSCL:
         Args:
             target_images: batches [B, 3, H, W], best of the whole target set, not augmented.
             epoch: S_A grows with it; None: the number of calls before this one.
+
+        Raises:
+            ValueError: `target_images` is empty, or holds something else than images.
         """
         epoch = self.epochs_begun if epoch is None else epoch
         with self.stopwatch("thresholds"):

@@ -119,6 +119,9 @@ class Labeller:
         S_A grows with the epoch; a snapshot is taken first, so that labels and thresholds come
         from the same network. Online thresholds begin from the same pass. With several processes
         each gives its share of the images, and all get the thresholds of all.
+
+        Raises:
+            ValueError: `batches` has no pixel in it to count, in any process.
         """
         config = self.config
         self.portion = min(config.portion + config.portion_step * epoch, config.portion_max)
@@ -135,6 +138,12 @@ class Labeller:
                         logits = network(images)
                     collected.update(logits, size=image_size(images))
             self._add_up(collected)
+            if int(collected.counts.sum()) == 0:
+                raise ValueError(
+                    "target_images has no pixel to take thresholds from: it is empty, or an "
+                    "iterator that was read to its end before, or no logit of the label network "
+                    "is finite"
+                )
             self.thresholds = collected.compute(self.portion)
             self.previous = collected
         return self.thresholds

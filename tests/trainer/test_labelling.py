@@ -153,6 +153,19 @@ def test_online_thresholds_are_those_of_the_concatenated_steps() -> None:
     torch.testing.assert_close(labeller.thresholds, expected, rtol=0, atol=BIN)
 
 
+def test_thresholds_of_no_pixel_are_refused() -> None:
+    model, _, labeller = make()
+    used_up = iter([images(1)])
+    labeller.begin_epoch(0, used_up)
+    with pytest.raises(ValueError, match="target_images has no pixel .* read to its end before"):
+        labeller.begin_epoch(1, used_up)
+    with torch.no_grad():
+        model.classifier.branches[0].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"no logit .* is finite"):
+        labeller.begin_epoch(1, [images(1)])
+    make(selects=False)[2].begin_epoch(0, [])  # needs none
+
+
 def test_labels_are_solved_on_the_grid_and_in_the_loss_at_image_size() -> None:
     model, _, labeller = make()
     x = images(1)

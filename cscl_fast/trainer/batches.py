@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ def as_parts(given: Any, name: str, count: int, device: torch.device) -> list[Ba
 def as_batch(given: Any, name: str, device: torch.device) -> Batch:
     """A `Batch` on `device`, its images channels-last; see `as_parts`."""
     if isinstance(given, Batch):
+        require_images(given.images, f"{name}'s images")
+        require_images(given.clean, f"{name}'s clean images")
         images = channels_last(given.images, device)
         clean = images if given.clean is given.images else channels_last(given.clean, device)
         return Batch(images, clean, given.labels.to(device, non_blocking=True), given.paths)
@@ -55,11 +57,7 @@ def as_batch(given: Any, name: str, device: torch.device) -> Batch:
     images, labels = given if _is_pair(given) else (given, None)
     if not isinstance(images, Tensor) or (labels is None and name == "source"):
         raise TypeError(f"{name} is a {type(given).__name__}; it needs to be a Batch or {needed}")
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(
-            f"{name}'s images are {images.dtype} {list(images.shape)}; they need to be float "
-            "[B, 3, H, W]"
-        )
+    require_images(images, f"{name}'s images")
     expected = (images.shape[0], *images.shape[2:])
     if labels is None:  # of the target: nothing reads them
         labels = torch.full((), 255).expand(expected)
@@ -68,6 +66,28 @@ def as_batch(given: Any, name: str, device: torch.device) -> Batch:
         raise ValueError(f"{name}'s labels are {found}; they need to be int64 {list(expected)}")
     images = channels_last(images, device)
     return Batch(images, images, labels.to(device, non_blocking=True))
+
+
+def require_images(images: Any, name: str) -> None:
+    """Refuse what is not images as the networks take them, under autocast, too.
+
+    Raises:
+        TypeError, ValueError: the message names `name`, what it is and what it needs.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} are a {type(images).__name__}; they need to be a tensor")
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise ValueError(
+            f"{name} are {images.dtype} {list(images.shape)}; they need to be torch.float32 "
+            "[B, 3, H, W]"
+        )
+
+
+def as_images(given: Iterable[Any], name: str, device: torch.device) -> Iterator[Tensor]:
+    """Batches of images on the device, each checked when its turn comes; see `require_images`."""
+    for images in given:
+        require_images(images, name)
+        yield channels_last(images, device)
 
 
 def _is_pair(given: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cscl_fast.config import Config
 from cscl_fast.models import SegmentationModel, WeightAverage
-from cscl_fast.trainer.batches import Source, Target, as_parts, channels_last
+from cscl_fast.trainer.batches import Source, Target, as_images, as_parts
 from cscl_fast.trainer.kept import KeptShares
 from cscl_fast.trainer.labelling import Labeller
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
@@ -158,11 +158,11 @@ class CSCL:
             epoch: S_A grows with it; None: the number of calls before this one.
 
         Raises:
-            ValueError: `target_images` is empty, or holds something else than images.
+            TypeError, ValueError: `target_images` holds something else than images, or nothing.
         """
         epoch = self.epochs_begun if epoch is None else epoch
         with self.stopwatch("thresholds"):
-            images = (channels_last(batch, self.device) for batch in target_images)
+            images = as_images(target_images, "target_images", self.device)
             thresholds = self.labeller.begin_epoch(epoch, images)
         self.epochs_begun = epoch + 1
         return thresholds
@@ -179,7 +179,8 @@ class CSCL:
 
         Raises:
             DivergedError: a loss or a gradient is not finite; nothing was updated with it.
-            ValueError: the wrong number of micro-batches, or `begin_epoch` was never called.
+            ValueError: the wrong number of micro-batches, images or labels of another type or
+                shape, or `begin_epoch` was never called.
             TypeError: source or target is neither a `Batch` nor tensors.
         """
         if self.epochs_begun == 0:

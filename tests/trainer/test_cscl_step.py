@@ -103,6 +103,25 @@ def test_a_model_in_evaluation_mode_is_trained_all_the_same() -> None:
         (source(1), images(2)[0], ValueError, "target's images are torch.float32 [3, 48, 64]"),
         ((images(1), labels(1)[:1]), images(2), ValueError, "int64 [2, 48, 64]"),
         ((images(1), labels(1).int()), images(2), ValueError, "torch.int32 [2, 48, 64]"),
+        (
+            (images(1).double(), labels(1)),
+            images(2),
+            ValueError,
+            "torch.float64 [2, 3, 48, 64]",
+        ),
+        (source(1), images(2).half(), ValueError, "they need to be torch.float32 [B, 3, H, W]"),
+        (
+            Batch(images(1).half(), images(1), labels(1)),
+            images(2),
+            ValueError,
+            "source's images are torch.float16",
+        ),
+        (
+            source(1),
+            Batch(images(2), images(2).double(), labels(2)),
+            ValueError,
+            "target's clean images are torch.float64",
+        ),
         ([source(1), source(2)], images(2), ValueError, "source is 2 micro-batches; accumulate is"),
     ],
 )
@@ -111,6 +130,16 @@ def test_what_a_step_refuses(source_given, target_given, error, expected: str) -
     with pytest.raises(error) as failure:
         cscl.step(source_given, target_given)
     assert expected in str(failure.value)
+
+
+def test_an_epoch_begins_with_images() -> None:
+    cscl = CSCL(tiny(), config())
+    with pytest.raises(ValueError, match=r"target_images are torch.float64 \[2, 3, 48, 64\]; they"):
+        cscl.begin_epoch([images(1).double()])
+    with pytest.raises(TypeError, match="target_images are a tuple; they need to be a tensor"):
+        cscl.begin_epoch([source(1)])
+    with pytest.raises(ValueError, match="target_images has no pixel"):
+        cscl.begin_epoch([])
 
 
 def test_thresholds_come_first() -> None:

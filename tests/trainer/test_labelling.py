@@ -157,7 +157,7 @@ def test_thresholds_of_no_pixel_are_refused() -> None:
     model, _, labeller = make()
     used_up = iter([images(1)])
     labeller.begin_epoch(0, used_up)
-    with pytest.raises(ValueError, match="target_images has no pixel .* read to its end before"):
+    with pytest.raises(ValueError, match=r"target_images has no pixel .* read to its end before"):
         labeller.begin_epoch(1, used_up)
     with torch.no_grad():
         model.classifier.branches[0].bias.fill_(torch.nan)

@@ -11,9 +11,9 @@ from cscl_fast.config import Config
 from cscl_fast.models import SegmentationModel, WeightAverage
 from cscl_fast.trainer.batches import Source, Target, as_images, as_parts
 from cscl_fast.trainer.kept import KeptShares
-from cscl_fast.trainer.labelling import Labeller
+from cscl_fast.trainer.labelling import Labeller, PseudoLabels
 from cscl_fast.trainer.optimizers import Optimizers, model_optimizer, player_optimizer
-from cscl_fast.trainer.players import Pair, Players
+from cscl_fast.trainer.players import Batch, Pair, Players
 from cscl_fast.trainer.precision import Precision
 from cscl_fast.trainer.prepare import checked, compile_network, optimizers, prepare
 from cscl_fast.trainer.processes import (
@@ -195,25 +195,25 @@ class CSCL:
         # Algorithm 2, line 3: pseudo-labels by Eq. 10, from the label network.
         with self.stopwatch("labels"):
             pseudo = self.labeller.label_parts([batch.clean for batch in targets])
-            pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
-            counted = self._kept.count([p.hard for p in pseudo])
-            kept = Arriving(counted)
-            self._share(pairs)
-        update = Update(
-            pairs,
-            self.players.objective,
-            self.optimizers,
-            self.precision,
-            self.stopwatch,
-            self.processes,
-            self.shared,
-        )
         try:
+            with self.stopwatch("labels"):
+                counted = self._kept.count([p.hard for p in pseudo])
+                kept = Arriving(counted)
+                pairs = self._pairs(sources, targets, pseudo)
+            update = Update(
+                pairs,
+                self.players.objective,
+                self.optimizers,
+                self.precision,
+                self.stopwatch,
+                self.processes,
+                self.shared,
+            )
             # Lines 4–9: D, T_C, T_Q, and E with C, at once or one after the other.
             self.schedule(self.players, update)
         except BaseException as error:
             if not self.processes.several or isinstance(error, DivergedError):  # as in all of them
-                self._undo(pairs)
+                self._undo(pseudo)
             raise
         self.steps_done += 1
         with self.stopwatch("optimizer"):
@@ -222,21 +222,24 @@ class CSCL:
                 self.average.update(self.model)
                 self._kept.add(counted)
             else:
-                self._undo(pairs)
+                self._undo(pseudo)
         return self._report(update.values, kept.tolist())
 
-    def _share(self, pairs: Sequence[Pair]) -> None:
-        """Give every pair its share of each mean of the step, if it is not all of it."""
-        if len(pairs) == 1 and not self.processes.several:
-            return
-        counts = [self.players.counts(p.source, p.target, p.pseudo) for p in pairs]
-        for pair, shares in zip(pairs, shares_of(counts, self.processes), strict=True):
-            pair.shares = shares
+    def _pairs(
+        self, sources: Sequence[Batch], targets: Sequence[Batch], pseudo: Sequence[PseudoLabels]
+    ) -> list[Pair]:
+        """The parts of a step, each with its share of every mean, if it is not all of it."""
+        pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
+        if len(pairs) > 1 or self.processes.several:
+            counts = [self.players.counts(pair.source, pair.target, pair.pseudo) for pair in pairs]
+            for pair, shares in zip(pairs, shares_of(counts, self.processes), strict=True):
+                pair.shares = shares
+        return pairs
 
-    def _undo(self, pairs: Sequence[Pair]) -> None:
+    def _undo(self, pseudo: Sequence[PseudoLabels]) -> None:
         """Take back what the forwards of a step moved."""
         self._before.restore()
-        self.labeller.forget([pair.pseudo for pair in pairs])
+        self.labeller.forget(pseudo)
 
     def _report(self, losses: dict[str, float], kept: list[int]) -> dict[str, float]:
         *by_class, locations = kept

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from step_worlds import SCHEDULES, begun, config, images, labels, source, tiny
+from step_worlds import SCHEDULES, begun, config, images, labels, source, tiny, trace
 from torch import Tensor
+from trainer_worlds import same
 
 from cscl_fast import CSCL, SourceOnly
 from cscl_fast.config import OptimizerConfig
@@ -126,6 +127,17 @@ def test_the_graph_of_one_micro_batch_at_a_time(monkeypatch: pytest.MonkeyPatch)
     )
     steps_of(cscl, "parts")
     assert order == ["losses", "backward"] * 2
+
+
+def test_a_step_that_fails_before_its_losses_leaves_no_trace() -> None:
+    cscl = plain(accumulate=2, thresholds="online", centroid_momentum=0.5)
+    steps_of(cscl, "parts")
+    before = trace(cscl)
+    sources, targets = parts()
+    gray = [(x[:, :1, :40, :56], y[:, :40, :56]) for x, y in sources]
+    with pytest.raises(RuntimeError, match="channels"):
+        cscl.step(gray, targets)
+    assert same(trace(cscl), before)
 
 
 def test_source_only_takes_micro_batches() -> None:

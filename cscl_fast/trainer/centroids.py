@@ -49,6 +49,33 @@ def divergence_of_centroids(
     )
 
 
+def centroid_distances(
+    source: Tensor,  # [K, C] float32
+    source_mass: Tensor,  # [K]; 0: there is no such class
+    target: Tensor,  # [K, C] float32
+    target_mass: Tensor,  # [K]
+    *,
+    normalise: str,
+) -> Tensor:  # [K, K] float32, nats
+    """The divergence of L_div between class i of the source (rows) and class j of the target; nan
+    where there is no such class."""
+    log_s, log_t = (_log_distribution(c.double(), normalise) for c in (source, target))
+    s, t = log_s.exp(), log_t.exp()
+    # ½(KL(s‖t) + KL(t‖s)) = ½ Σ_c (s − t)(log s − log t), multiplied out.
+    own = (s * log_s).sum(1)[:, None] + (t * log_t).sum(1)[None, :]
+    distances = 0.5 * (own - s @ log_t.t() - log_s @ t.t())
+    absent = (source_mass <= 0)[:, None] | (target_mass <= 0)[None, :]
+    return distances.clamp(min=0).masked_fill(absent, torch.nan).float()
+
+
+def _log_distribution(centroids: Tensor, normalise: str) -> Tensor:
+    """log of the distributions over channels that L_div makes of centroids [K, C]."""
+    if normalise == "softmax":
+        return centroids.log_softmax(1)
+    shifted = centroids.clamp(min=0) + 1e-6  # eps of ops.symmetric_soft_divergence
+    return (shifted / shifted.sum(1, keepdim=True)).log()
+
+
 class RunningCentroids(nn.Module):
     """Exponential averages of both domains' class centroids.
 

@@ -24,7 +24,7 @@ from cscl_fast.trainer.processes import (
 from cscl_fast.trainer.schedules import SCHEDULES, modules_of
 from cscl_fast.trainer.source_only import SourceOnly
 from cscl_fast.trainer.stopwatch import Stopwatch
-from cscl_fast.trainer.update import Arriving, DivergedError, Remembered, Update, shares_of
+from cscl_fast.trainer.update import Arriving, DivergedError, Remembered, Update
 
 __all__ = ["CSCL", "DivergedError", "SourceOnly"]
 
@@ -231,9 +231,7 @@ class CSCL:
         """The parts of a step, each with its share of every mean, if it is not all of it."""
         pairs = [Pair(s, t, p) for s, t, p in zip(sources, targets, pseudo, strict=True)]
         if len(pairs) > 1 or self.processes.several:
-            counts = [self.players.counts(pair.source, pair.target, pair.pseudo) for pair in pairs]
-            for pair, shares in zip(pairs, shares_of(counts, self.processes), strict=True):
-                pair.shares = shares
+            self.players.share(pairs)
         return pairs
 
     def _undo(self, pseudo: Sequence[PseudoLabels]) -> None:

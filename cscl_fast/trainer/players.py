@@ -14,7 +14,7 @@ Who learns from what, whatever the schedule:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -34,13 +34,17 @@ from cscl_fast.models.batchnorm import frozen_statistics, running_statistics
 from cscl_fast.models.segmentation_model import Features
 from cscl_fast.trainer.centroids import (
     RunningCentroids,
+    centroid_distances,
     centroids_of_all,
     divergence_of_centroids,
 )
 from cscl_fast.trainer.grids import at_grid, image_size, nearest_labels
 from cscl_fast.trainer.labelling import PseudoLabels, evaluating
 from cscl_fast.trainer.processes import Processes
-from cscl_fast.trainer.update import Losses, Shares
+from cscl_fast.trainer.update import Losses, Shares, shares_of
+
+# Means over the source's images and over the target's, of which D's loss consists.
+HALVES = ("discriminator, source", "discriminator, target")
 
 
 @dataclass
@@ -142,6 +146,7 @@ class Players(nn.Module):
         if not self.transfer:  # kept as modules so that a checkpoint has one shape; never trained
             for module in (self.discriminator, self.quantizer, self.critic):
                 module.requires_grad_(False)
+        self.grids: dict[tuple[int, int], tuple[int, int]] = {}  # (H, W) of images → (h, w) of F
         self.watches_centroids = False
         self.watched: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # of `watch`
         self.centroids = (
@@ -166,6 +171,7 @@ class Players(nn.Module):
         """
         with self._statistics(track and not (source and self.config.bn == "per-domain")):
             features = self.model.encode(images)
+            self.grids[image_size(images)] = image_size(features.deep)
             if not self.transfer:
                 return View(features, self.model.classify(features), None, None)
             # D only tells where the domains can be told apart: its probability is a constant here,
@@ -201,14 +207,24 @@ class Players(nn.Module):
             logits = self.discriminator(target.features.deep).float()
         return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
 
-    def discriminator_loss(self, source: View, target: View) -> Tensor:
-        """Eq. 1 as D sees it: halved binary cross-entropy, source 0, target 1."""
+    def discriminator_loss(
+        self, source: View, target: View, shares: Shares | None = None
+    ) -> Tensor:
+        """Eq. 1 as D sees it: halved binary cross-entropy, source 0, target 1.
+
+        A part of a step may have more of one domain than of the other: with its `shares` its two
+        halves weigh what they do in the whole step.
+        """
         on_source = self.discriminator(source.features.deep.detach()).float()
         on_target = self.discriminator(target.features.deep.detach()).float()
-        return 0.5 * (
-            F.binary_cross_entropy_with_logits(on_source, torch.zeros_like(on_source))
-            + F.binary_cross_entropy_with_logits(on_target, torch.ones_like(on_target))
+        halves = (
+            F.binary_cross_entropy_with_logits(on_source, torch.zeros_like(on_source)),
+            F.binary_cross_entropy_with_logits(on_target, torch.ones_like(on_target)),
         )
+        if shares is None:
+            return 0.5 * (halves[0] + halves[1])
+        of_source, of_target = (shares[half] for half in HALVES)
+        return (of_source * halves[0] + of_target * halves[1]) / (of_source + of_target)
 
     def critic_loss(self, *views: View) -> Tensor:
         """L_cri = mean(−V) over all locations (Eq. 5): moves T_Q only."""
@@ -259,14 +275,22 @@ class Players(nn.Module):
             f_s, labels, f_t, pseudo.soft, normalise=self.config.normalise
         )
 
-    def losses(self, source: Batch, target: Batch, pseudo: PseudoLabels, *, track: bool) -> Losses:
+    def losses(
+        self,
+        source: Batch,
+        target: Batch,
+        pseudo: PseudoLabels,
+        *,
+        track: bool,
+        shares: Shares | None = None,
+    ) -> Losses:
         """Every loss of Eq. 14 from one forward per image. `target.labels` is not read."""
         s = self.look(source.images, source=True, track=track)
         t = self.look(target.images, source=False, track=track)
         labels = nearest_labels(source.labels, image_size(s.features.deep))
         losses = self.segmentation_losses(s, source.labels, t, pseudo)
         if self.transfer:
-            losses["discriminator"] = self.discriminator_loss(s, t)
+            losses["discriminator"] = self.discriminator_loss(s, t, shares)
             losses["adversarial"] = self.adversarial_loss(t)
             losses["critic"] = self.critic_loss(s, t)
             losses["regression"], losses["reward"] = self.regression_loss(
@@ -314,24 +338,43 @@ class Players(nn.Module):
         becomes the mean of the parts' divergences.
         """
         device = source.images.device
-        grid = image_size(pseudo.hard)
-        if image_size(source.images) != image_size(target.images):
-            with evaluating(self.model):
-                grid = image_size(self.model.encode(source.images[:1]).deep)
+        self.grids.setdefault(image_size(target.images), image_size(pseudo.hard))
+        grid = self.grid(source.images)
         on_source = nearest_labels(source.labels, grid)
         rewarded = (on_source != 255).sum() + (pseudo.hard != 255).sum()
-        images = torch.tensor(len(source.images) + len(target.images), device=device)
+        locations = torch.tensor(on_source.numel() + pseudo.hard.numel(), device=device)
+        of_source, of_target = (
+            torch.tensor(len(batch.images), device=device) for batch in (source, target)
+        )
         return {
             "source": (source.labels != 255).sum(),
             "target": pseudo.count(),
-            "discriminator": images,
+            HALVES[0]: of_source,
+            HALVES[1]: of_target,
             "regression": rewarded,
             "reward": rewarded,
-            "critic": images,
-            "transferability": images,
-            "adversarial": torch.tensor(len(target.images), device=device),
+            "critic": locations,
+            "transferability": locations,
+            "adversarial": of_target,
             "divergence": torch.ones((), device=device),
         }
+
+    def share(self, pairs: Sequence[Pair]) -> None:
+        """Give each part of a step its share in every mean over all parts, of all processes."""
+        counts = [self.counts(pair.source, pair.target, pair.pseudo) for pair in pairs]
+        for pair, shares in zip(pairs, shares_of(counts, self.processes), strict=True):
+            shares["discriminator"] = (shares[HALVES[0]] + shares[HALVES[1]]) / 2
+            pair.shares = shares
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """(h, w) of F of images [B, 3, H, W]; a size that no forward had so far costs one."""
+        size = image_size(images)
+        if size not in self.grids:
+            # As it is whatever is around it; with --compile one image is not worth a compilation.
+            plainly = torch.autocast(images.device.type, enabled=False)
+            with evaluating(self.model), plainly, torch.compiler.set_stance("force_eager"):
+                self.grids[size] = image_size(self.model.encode(images[:1]).deep)
+        return self.grids[size]
 
     # -------------------------------------------------------------------------- for those who watch
 
@@ -353,21 +396,7 @@ class Players(nn.Module):
         k = self.model.num_classes
         if self.watched is None:
             return torch.full((k, k), torch.nan)
-        source, source_mass, target, target_mass = self.watched
-        log_s, log_t = (self._log_distribution(c.double()) for c in (source, target))
-        s, t = log_s.exp(), log_t.exp()
-        # ½(KL(s‖t) + KL(t‖s)) = ½ Σ_c (s − t)(log s − log t), multiplied out.
-        own = (s * log_s).sum(1)[:, None] + (t * log_t).sum(1)[None, :]
-        distances = 0.5 * (own - s @ log_t.t() - log_s @ t.t())
-        absent = (source_mass <= 0)[:, None] | (target_mass <= 0)[None, :]
-        return distances.clamp(min=0).masked_fill(absent, torch.nan).float()
-
-    def _log_distribution(self, centroids: Tensor) -> Tensor:
-        """log of the distributions over channels that L_div makes of centroids [K, C]."""
-        if self.config.normalise == "softmax":
-            return centroids.log_softmax(1)
-        shifted = centroids.clamp(min=0) + 1e-6  # eps of ops.symmetric_soft_divergence
-        return (shifted / shifted.sum(1, keepdim=True)).log()
+        return centroid_distances(*self.watched, normalise=self.config.normalise)
 
 
 def mean_transferability(*views: View) -> Tensor:

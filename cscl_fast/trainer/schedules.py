@@ -24,7 +24,12 @@ from cscl_fast.trainer.update import Update
 
 def joint_step(players: Players, update: Update[Pair]) -> None:
     """One forward per image, one backward through Eq. 14, one step of every optimizer."""
-    update(None, lambda pair: players.losses(pair.source, pair.target, pair.pseudo, track=True))
+
+    def losses(pair: Pair) -> Losses:
+        """Every loss of Eq. 14."""
+        return players.losses(pair.source, pair.target, pair.pseudo, track=True, shares=pair.shares)
+
+    update(None, losses)
 
 
 def alternating_step(players: Players, update: Update[Pair]) -> None:
@@ -43,7 +48,7 @@ def alternating_step(players: Players, update: Update[Pair]) -> None:
         """D learns to tell the domains apart (Eq. 1)."""
         with torch.no_grad():
             s, t, _ = look(pair)
-        return {"discriminator": players.discriminator_loss(s, t)}
+        return {"discriminator": players.discriminator_loss(s, t, pair.shares)}
 
     def critic(pair: Pair) -> Losses:
         """T_C learns to foresee (Eq. 6) the rewards of Eq. 2–4."""

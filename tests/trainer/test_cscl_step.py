@@ -218,6 +218,20 @@ def test_the_joint_schedule_encodes_each_image_once() -> None:
     assert (labelling.trained, labelling.untrained) == (0, 2)
 
 
+def test_micro_batches_of_two_sizes_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for one image in the first step: how large F is, the shares have to know before."""
+    cscl = begun(accumulate=2)
+    layer = cscl.model.encoder[1].eval()
+    count = Counting(cscl.model.encoder)
+    smaller = [(images(i)[..., :40, :56], labels(i)[..., :40, :56]) for i in (1, 2)]
+    for untrained in (1, 0):
+        count.trained = count.untrained = 0
+        with torch.autocast("cpu", torch.bfloat16):
+            cscl.step(smaller, [images(3), images(4)])
+        assert (count.trained, count.untrained) == (8, untrained)
+    assert not layer.training and cscl.model.training
+
+
 def test_the_alternating_schedule_has_gradients_of_the_encoder_only_where_it_learns() -> None:
     cscl = begun(schedule="alternating")
     count = Counting(cscl.model.encoder)

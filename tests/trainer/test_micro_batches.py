@@ -26,10 +26,11 @@ def plain(**changes: Any) -> CSCL:
 
 
 def parts() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-    """Two micro-batches whose labels differ in number: 1 and 2 images, much of one ignored."""
+    """Two micro-batches that differ: 1 and 2 source images, 3 and 1 target images, and much of
+    one is ignored."""
     first, second = source(1, 1), source(2, 2)
     first[1][:, 8:] = 255
-    return [first, second], [images(11, 1), images(12, 2)]
+    return [first, second], [images(11, 3), images(12, 1)]
 
 
 def gradients_of(cscl: CSCL) -> dict[str, list[Tensor]]:
@@ -104,13 +105,13 @@ def test_one_image_size_for_each_domain() -> None:
     found = []
     for count in (1, 2):
         cscl = plain(accumulate=count, without=("divergence",))
-        smaller = (images(1)[..., :40, :56], labels(1)[..., :40, :56])
-        target = images(2)
+        smaller = (images(1, 4)[..., :40, :56], labels(1, 4)[..., :40, :56])
+        target = images(2, 4)
         if count == 1:
             found.append(cscl.step(smaller, target))
         else:
-            halves = [tuple(x[i : i + 1] for x in smaller) for i in range(2)]
-            found.append(cscl.step(halves, [target[:1], target[1:]]))
+            sources = [tuple(x[some] for x in smaller) for some in (slice(3), slice(3, 4))]
+            found.append(cscl.step(sources, [target[:1], target[1:]]))
     for name, value in found[0].items():
         assert found[1][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 

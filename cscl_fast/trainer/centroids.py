@@ -20,13 +20,21 @@ def centroids_of_all(
     Differentiable in the process's own features, as `Processes.sum` is: what is computed from
     the centroids has to be the same in all processes, with the share 1 / count.
     """
-    centroids, mass = ops.class_centroids(features, labels, num_classes)
+    return _of_all(processes, *ops.class_centroids(features, labels, num_classes))
+
+
+def _of_all(processes: Processes, centroids: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     if not processes.several:
         return centroids, mass
-    mass = mass.detach()[:, None]
-    total = processes.sum(torch.cat([centroids * mass, mass], dim=1))
-    sums, masses = total[:, :-1], total[:, -1:].detach()
-    return sums / torch.where(masses > 0, masses, 1.0), masses[:, 0]
+    mass = mass.detach()[..., None]
+    total = processes.sum(torch.cat([centroids * mass, mass], dim=-1))
+    sums, masses = total[..., :-1], total[..., -1].detach()
+    return _mean(sums, masses), masses
+
+
+def _mean(sums: Tensor, masses: Tensor) -> Tensor:
+    """Centroids [..., K, C] from sums weighted by masses [..., K]; 0 where there is no mass."""
+    return sums / torch.where(masses > 0, masses, 1.0)[..., None]
 
 
 def divergence_of_centroids(
@@ -82,8 +90,9 @@ class RunningCentroids(nn.Module):
     A class of the batch enters as m · running + (1 − m) · batch, and gradients flow to the batch's
     part; a class that the batch does not show keeps its running centroid, a constant.
 
-    With several processes the running centroids move by the centroids over all their batches, so
-    that they are the same in each; the loss takes each process's own, or with `of_all` those, too.
+    They move once a step (`settle`), by the centroids over all its micro-batches of all processes:
+    as of one batch, and the same in each process. Until then each micro-batch enters the loss with
+    its own centroids, or with `of_all` with those of all processes at their micro-batches.
 
     Args:
         momentum: m in (0, 1); the weight of the past.
@@ -92,6 +101,8 @@ class RunningCentroids(nn.Module):
 
     running: Tensor  # [2, K, C] float32
     seen: Tensor  # [2, K] bool
+    sums: Tensor  # [2, K, C] float32, of the step so far: centroids times their masses
+    masses: Tensor  # [2, K] float32
 
     def __init__(
         self,
@@ -108,32 +119,39 @@ class RunningCentroids(nn.Module):
         self.of_all = of_all
         self.register_buffer("running", torch.zeros(2, num_classes, channels))
         self.register_buffer("seen", torch.zeros(2, num_classes, dtype=torch.bool))
+        self.register_buffer("sums", torch.zeros_like(self.running), persistent=False)
+        self.register_buffer("masses", torch.zeros(2, num_classes), persistent=False)
 
     def blend(self, domain: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Centroids [K, C] of one domain (0 source, 1 target), and which of them there are [K]
-        bool; the running ones move along."""
-        k = self.running.shape[1]
-        # A copy: the backward pass wants it as it is now, not as it becomes below.
+        bool."""
+        batch, mass = ops.class_centroids(features, labels, self.running.shape[1])
+        with torch.no_grad():
+            self.sums[domain] += batch * mass[:, None]
+            self.masses[domain] += mass
+        if self.of_all:
+            batch, mass = _of_all(self.processes, batch, mass)
+        # Copies: the backward pass wants them as they are now, not as they become.
         past, known = self.running[domain].clone(), self.seen[domain].clone()
-        if self.of_all or not self.processes.several:
-            batch, mass = centroids_of_all(self.processes, features, labels, k)
-            blended = self._mix(past, known, batch, mass)
-            moved, mass_of_all = blended.detach(), mass
-        else:
-            batch, mass = ops.class_centroids(features, labels, k)
-            blended = self._mix(past, known, batch, mass)
-            with torch.no_grad():
-                batch, mass_of_all = centroids_of_all(self.processes, features, labels, k)
-                moved = self._mix(past, known, batch, mass_of_all)
-        self.running[domain] = moved
-        self.seen[domain] |= mass_of_all > 0
-        return blended, known | (mass > 0)
+        return self._mix(past, known, batch, mass), known | (mass > 0)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Move the running centroids by all that was blended since the last call: at a step's end.
+
+        All processes call it together.
+        """
+        batch, mass = _of_all(self.processes, _mean(self.sums, self.masses), self.masses)
+        self.running.copy_(self._mix(self.running, self.seen, batch, mass))
+        self.seen |= mass > 0
+        self.sums.zero_()
+        self.masses.zero_()
 
     def _mix(self, past: Tensor, known: Tensor, batch: Tensor, mass: Tensor) -> Tensor:
         mixed = torch.where(
-            known[:, None], self.momentum * past + (1 - self.momentum) * batch, batch
+            known[..., None], self.momentum * past + (1 - self.momentum) * batch, batch
         )
-        return torch.where((mass > 0)[:, None], mixed, past)
+        return torch.where((mass > 0)[..., None], mixed, past)
 
     def divergence(
         self,

@@ -219,6 +219,7 @@ class CSCL:
         with self.stopwatch("optimizer"):
             if "model" in update.updated:
                 self.processes.average_(self.statistics)
+                self.players.settle()
                 self.average.update(self.model)
                 self._kept.add(counted)
             else:

@@ -376,6 +376,11 @@ class Players(nn.Module):
                 self.grids[size] = image_size(self.model.encode(images[:1]).deep)
         return self.grids[size]
 
+    def settle(self) -> None:
+        """At the end of a step that updated the model, of all processes: the running centroids."""
+        if self.centroids is not None and self.aligns:
+            self.centroids.settle()
+
     # -------------------------------------------------------------------------- for those who watch
 
     def watch(self, source: View, labels: Tensor, target: View, pseudo: PseudoLabels) -> None:

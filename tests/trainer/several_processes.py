@@ -141,6 +141,8 @@ def thresholds_and_centroids(us: Processes, folder: Path) -> None:
         for _ in range(2):
             blended, present = running.blend(0, *own)
             blended_alone, present_alone = alone.blend(0, features, labels)
+            running.settle()
+            alone.settle()
         torch.testing.assert_close(running.running, alone.running, rtol=1e-5, atol=1e-6)
         assert torch.equal(running.seen, alone.seen)
         assert not of_all or torch.equal(present, present_alone)

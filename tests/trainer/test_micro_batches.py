@@ -22,7 +22,7 @@ def plain(**changes: Any) -> CSCL:
         model.classifier.weight.mul_(4)  # so that some pixels are kept and some are not
     model(images(60))  # running statistics of some batch
     sgd = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
-    return begun(model, bn="frozen", optimizer=sgd, learning_rate=1.0, **changes)
+    return begun(model, **{"bn": "frozen", "optimizer": sgd, "learning_rate": 1.0, **changes})
 
 
 def parts() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
@@ -98,6 +98,21 @@ def test_l_div_is_the_mean_of_the_micro_batches() -> None:
     sources, targets = parts()
     each = [plain().step(*pair)["divergence"] for pair in zip(sources, targets, strict=True)]
     assert steps_of(plain(accumulate=2), "parts")["divergence"] == pytest.approx(sum(each) / 2)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_running_centroids_move_as_by_one_batch(schedule: str) -> None:
+    found = []
+    for count, kind in ((1, "whole"), (2, "parts")):
+        # No learning: L_div is another one, and so are the gradients.
+        changes = {"schedule": schedule, "learning_rate": 0.0, "centroid_momentum": 0.75}
+        cscl = plain(accumulate=count, **changes)
+        for _ in range(2):
+            steps_of(cscl, kind)
+        found.append(cscl.players.centroids)
+    assert torch.equal(found[0].seen, found[1].seen) and found[0].seen.any(1).all()
+    # float32 sums in another order
+    torch.testing.assert_close(found[0].running, found[1].running, rtol=1e-5, atol=1e-6)
 
 
 def test_one_image_size_for_each_domain() -> None:

@@ -254,6 +254,8 @@ def test_running_centroids_blend_as_documented() -> None:
 
     first = features((1.0, 2.0), (3.0, 4.0), (10.0, 20.0))
     blended, _ = running.blend(0, first, torch.tensor([[[0, 0, 1]]]))
+    assert not running.seen.any()  # the past, until the step is at its end
+    running.settle()
     # Seen for the first time: the batch's own. Class 2: never seen, nothing.
     torch.testing.assert_close(blended, torch.tensor([[2.0, 3.0], [10.0, 20.0], [0.0, 0.0]]))
     assert running.seen.tolist() == [[True, True, False], [False] * 3]
@@ -266,6 +268,7 @@ def test_running_centroids_blend_as_documented() -> None:
         [5.0, 5.0],  # new
     ])  # fmt: skip
     torch.testing.assert_close(blended, expected)
+    running.settle()
     torch.testing.assert_close(running.running[0], expected)
     assert running.seen[1].any().item() is False and running.running[1].abs().max() == 0
     blended.sum().backward()  # gradients flow to the batch's share only
@@ -285,6 +288,7 @@ def test_divergence_of_fresh_running_centroids_is_the_plain_one() -> None:
         found = running.divergence(f_s, labels, f_t, soft, normalise=normalise)
         plain = ops.symmetric_soft_divergence(f_s, labels, f_t, soft, normalise=normalise)
         torch.testing.assert_close(found, plain)
+        running.settle()
     # A batch with nothing on either side lives on the past, without a gradient to anything.
     nothing = torch.full_like(labels, 255)
     again = running.divergence(f_s, nothing, f_t, torch.zeros_like(soft), normalise="l1")

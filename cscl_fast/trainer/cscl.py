@@ -44,9 +44,11 @@ class CSCL:
     255 where there is none. With a `Batch` the label network sees images of the same geometry
     without photometric augmentation (`clean`); plain tensors it sees as they are.
 
-    Of `config` count the sections `adaptation` and `optimizer`, and `without`, `precision`,
-    `compile`, `accumulate`, `tensorboard` and `model.activation_checkpointing`; device and weights
-    are the model's. The learning rates decay to 0 over `adaptation.epochs * adaptation.steps`.
+    Of `config` count the sections `adaptation` (but `batch_size` and `bn_batches`) and `optimizer`,
+    and `without`, `precision`, `compile`, `accumulate`, `tensorboard`, `sync_batchnorm`,
+    `global_centroids` and `model.activation_checkpointing`; device and weights are the model's.
+    The learning rates decay to 0 over `adaptation.epochs * adaptation.steps`. The model is set to
+    training mode once, here; layers that are set to evaluation mode afterwards stay in it.
 
     With `accumulate` above 1 a step takes lists of so many micro-batches. Their gradients and
     losses are those of one batch with all the images, each mean being over the pixels of all of

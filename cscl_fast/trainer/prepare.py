@@ -27,11 +27,14 @@ def optimizers(players: dict[str, torch.optim.Optimizer], config: Config, steps:
 def prepare(model: SegmentationModel, config: Config, processes: Processes) -> None:
     """Let the network compute as configured, in place; a second time changes nothing.
 
+    All processes get the weights of the first, before anybody copies them.
+
     Raises:
         CompileError: PyTorch finds no compiler, with `compile`.
         ConfigError: the network cannot do `model.activation_checkpointing` by itself.
     """
     model.to(memory_format=torch.channels_last)
+    processes.copy_from_main(model)
     synchronise_batchnorm(model, config, processes)
     if config.model.activation_checkpointing:
         try:

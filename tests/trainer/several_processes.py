@@ -295,6 +295,16 @@ def statistics(us: Processes, folder: Path) -> None:
         assert same(states[0], states[-1])
 
 
+def different_starts(us: Processes, folder: Path) -> None:
+    """Every process begins with the first one's weights, in all that holds a copy of them."""
+    for labels in ("ema", "snapshot"):
+        ours = CSCL(network(us.rank), configured(labels=labels), processes=us)
+        assert same(dict(ours.model.state_dict()), dict(network(0).state_dict())), labels
+        held = [ours.average.state_dict(), ours.labeller.network.state_dict()]
+        states = us.gather([{k: v.clone() for k, v in state.items()} for state in held])
+        assert same(states[0], states[-1]), labels
+
+
 def divergence(us: Processes, folder: Path) -> None:
     """A loss that one process finds not to be finite stops all, which name its files."""
     for schedule in ("joint", "alternating"):
@@ -382,6 +392,7 @@ SCENARIOS = {
         equal_steps,
         equal_warmup,
         statistics,
+        different_starts,
         divergence,
         refused,
         absent,

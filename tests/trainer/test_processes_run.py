@@ -27,7 +27,7 @@ UNLIKE = ("phase", "seconds", "speed", "reward", "regression", "total")
 
 
 def test_steps_in_shares_are_those_of_one_process(tmp_path: Path) -> None:
-    run_scenario("equal_steps,equal_warmup,statistics,divergence", tmp_path)
+    run_scenario("equal_steps,equal_warmup,statistics,different_starts,divergence", tmp_path)
 
 
 # ------------------------------------------------------------------------------------ whole runs

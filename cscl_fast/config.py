@@ -193,6 +193,7 @@ class Config:
     evaluate_every: int = 0
     """Steps between two evaluations during the adaptation; 0: at each epoch's end."""
     evaluation_batch: int = 4
+    """Images at a time where nothing is learned; 1 where images differ in size."""
     log_every: int = 10
     """Steps between two lines of the CSV."""
     save_every: int = 500

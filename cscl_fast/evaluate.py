@@ -57,7 +57,7 @@ def score_checkpoint(config: EvaluateConfig) -> Score:
     require_same_classes(trained.classes, dataset.classes)
 
     def batches() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        for sample in make_loader(dataset, config.batch_size, drop_last=False):
+        for sample in make_loader(dataset, dataset.batch_of(config.batch_size)):
             images = sample["clean"].to(device).contiguous(memory_format=torch.channels_last)
             yield images, list(sample["label"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -36,8 +36,14 @@ from cscl_fast.data.classes import (
     published_classes,
     published_id_table,
 )
-from cscl_fast.data.config import DEFAULT_SIZES, PUBLISHED, DatasetConfig
-from cscl_fast.data.decoding import Bytes, decode_first_channel, decode_image, decode_label
+from cscl_fast.data.config import DEFAULT_SIZES, PUBLISHED, DatasetConfig, Size
+from cscl_fast.data.decoding import (
+    Bytes,
+    decode_first_channel,
+    decode_image,
+    decode_label,
+    image_size,
+)
 from cscl_fast.data.errors import DataError
 from cscl_fast.data.layouts import Sample, list_samples
 
@@ -91,6 +97,23 @@ class SegmentationDataset(Dataset[SampleDict]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @cached_property
+    def file_sizes(self) -> list[Size] | None:
+        """(H, W) of each sample's image file, where samples keep them; None: they have one size.
+
+        Raises:
+            DataError: a header cannot be read; names the file.
+        """
+        if self.config.size is not None or (self.training and self.config.crop is not None):
+            return None
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(image_size, (sample.image for sample in self.samples)))
+
+    def batch_of(self, wanted: int) -> int:
+        """`wanted`, or 1 where the images differ in size and cannot be stacked."""
+        differ = wanted > 1 and self.file_sizes is not None and len(set(self.file_sizes)) > 1
+        return 1 if differ else wanted
 
     def set_epoch(self, epoch: int) -> None:
         """The augmentation's epoch for plain indices; `dataset[(epoch, index)]` overrides it."""
@@ -193,11 +216,11 @@ class SegmentationDataset(Dataset[SampleDict]):
         picture = decode_image(sample.image)
         file_size = (picture.height, picture.width)
         image = transforms.resize_image(picture, config.size, config.interpolation)
-        image_size = (image.shape[1], image.shape[2])
-        label_size = image_size if self.training else config.label_size
+        own_size = (image.shape[1], image.shape[2])
+        label_size = own_size if self.training else config.label_size
         raw = self.read_raw_label(index)
         if raw is None:
-            return image, np.full(label_size or image_size, IGNORE, np.uint8)
+            return image, np.full(label_size or own_size, IGNORE, np.uint8)
         if not same_aspect(file_size, (raw.shape[0], raw.shape[1])):
             raise DataError(
                 f"label {sample.label} is {raw.shape[0]}x{raw.shape[1]} (HxW), but its image "

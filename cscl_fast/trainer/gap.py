@@ -149,7 +149,8 @@ class GapMeter:
     def _batches(self, dataset: SegmentationDataset) -> Iterator[tuple[Tensor, Iterable[Tensor]]]:
         """Read in this process and without a loader: nothing is drawn, and no worker is started."""
         chosen = epoch_order(len(dataset), self.seed, 0)[: self.count]
-        for first in range(0, len(chosen), self.batch):
-            sample = collate([dataset[i] for i in chosen[first : first + self.batch]])
+        size = dataset.batch_of(self.batch)
+        for first in range(0, len(chosen), size):
+            sample = collate([dataset[i] for i in chosen[first : first + size]])
             images = sample["clean"].to(self.device)
             yield images.contiguous(memory_format=torch.channels_last), sample["label"]

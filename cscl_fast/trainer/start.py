@@ -76,7 +76,9 @@ def require_large_enough(world: World, model: SegmentationModel, config: Adaptat
     strides = discriminator_strides(model, config)
     smallest = 2 ** strides.count(2)
     for name, dataset in (("source", world.source), ("target", world.target)):
-        image = dataset[0]["image"][None].to(world.device)
+        sizes = dataset.file_sizes or [(0, 0)]
+        index = min(range(len(sizes)), key=lambda i: min(sizes[i]))  # the smallest
+        image = dataset[index]["image"][None].to(world.device)
         # With --compile, eagerly: one batch is not worth a compilation.
         with evaluating(model), torch.compiler.set_stance("force_eager"):
             grid = image_size(model.encode(image).deep)

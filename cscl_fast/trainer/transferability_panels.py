@@ -92,7 +92,7 @@ def _judge(
     """Look at the chosen images in batches as large as those of the training."""
     count = min(count, len(dataset))
     chosen = [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)]
-    size = players.config.batch_size
+    size = dataset.batch_of(players.config.batch_size)
     for start in range(0, count, size):
         samples = [dataset[i] for i in chosen[start : start + size]]
         images = torch.stack([s["clean"] for s in samples]).to(device)

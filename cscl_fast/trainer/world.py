@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cscl_fast.config import Config
+from cscl_fast.config import Config, ConfigError
 from cscl_fast.data import (
     ClassList,
     DataError,
@@ -130,7 +130,12 @@ class World:
         self.classes: ClassList = self.source.classes
 
     def check(self, say: Callable[[str], None]) -> None:
-        """Look at every data set before the first step; raises `DataError` if one is unusable."""
+        """Look at every data set before the first step.
+
+        Raises:
+            DataError: one is unusable.
+            ConfigError: training batches of images that cannot be stacked.
+        """
         named = {"source": self.source, "target": self.target, "evaluation": self.evaluation}
         for name, dataset in named.items():
             report = check_dataset(dataset, deep=self.config.deep_check)
@@ -140,6 +145,28 @@ class World:
                 say(
                     "evaluation: without labels there is no score: every IoU will be nan, and "
                     "there will be no best.pt"
+                )
+
+        self._require_batches()
+
+    def _require_batches(self) -> None:
+        """Refuse training batches of images that differ in size; passes take them one by one."""
+        config = self.config
+        keys: list[tuple[str, SegmentationDataset, str, int]] = []
+        if config.warmup.steps > 0:
+            size = config.warmup.batch_size
+            keys.append(("source", self.source, "warmup.batch_size", size))
+        if not config.source_only:
+            size = config.adaptation.batch_size
+            keys.append(("source", self.source, "adaptation.batch_size", size))
+            keys.append(("target", self.target, "adaptation.batch_size", size))
+        for name, dataset, key, size in keys:
+            if dataset.batch_of(size) != size:
+                (h, w), (other_h, other_w) = sorted(set(dataset.file_sizes or ()))[:2]
+                raise ConfigError(
+                    f"{key} is {size}, but the {name} images differ in size, as {h}x{w} and "
+                    f"{other_h}x{other_w} (HxW): set {name}.size or {name}.crop, or use batches "
+                    "of 1"
                 )
 
     def stream(self, which: str, batch_size: int) -> Stream:
@@ -159,7 +186,11 @@ class World:
     def _plain_batches(
         self, dataset: SegmentationDataset, size: int, *, shuffle: bool = False, shared: bool = True
     ) -> Iterator[dict[str, Any]]:
-        """One pass; `shared`: this process's batches, not all of them."""
+        """One pass in batches of `size`, or of 1 where images differ in size.
+
+        `shared`: this process's batches, not all of them.
+        """
+        size = dataset.batch_of(size)
         rank, count = (self.rank, self.count) if shared else (0, 1)
         sampler = EpochSampler(
             len(dataset),
@@ -200,6 +231,7 @@ class World:
         The same in each of several processes, so that their statistics stay alike.
         """
         size = min(max(4, self.config.adaptation.batch_size), len(self.target_plain))
+        size = self.target_plain.batch_of(size)
         loader = self._plain_batches(self.target_plain, size, shuffle=True, shared=False)
         for _, sample in zip(range(batches), loader, strict=False):
             if len(sample["clean"]) == size:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_worlds import SIZE, arguments
+from PIL import Image
+from trainer_worlds import SIZE, arguments, run_through
 
+from cscl_fast import evaluate
 from cscl_fast.cli import parse
-from cscl_fast.config import Config
+from cscl_fast.config import Config, ConfigError
+from cscl_fast.trainer.gap import GapMeter
 from cscl_fast.trainer.world import Stream, World
 
 CPU = torch.device("cpu")
@@ -91,6 +94,73 @@ def test_processes_share_the_passes_and_not_the_statistics(config: Config) -> No
     assert seen == [3, 2]
     statistics = [list(world.target_statistics(3)) for world in (alone, *worlds)]
     assert same(statistics[0], statistics[1]) and same(statistics[0], statistics[2])
+
+
+# ------------------------------------------------------------------------- images of several sizes
+
+
+@pytest.fixture
+def uneven(own: Path) -> Path:
+    """Data sets of which every other image is larger."""
+    for path in own.rglob("p*[13579].png"):
+        picture = Image.open(path)
+        picture.resize((80, 56), Image.Resampling.NEAREST).save(path)
+    return own
+
+
+def of_own_sizes(worlds: Path, *more: str) -> list[str]:
+    options = [x for name in NAMES for x in (f"--{name}.size", "None")]
+    batches = ["--warmup.batch-size", "1", "--adaptation.batch-size", "1"]
+    return arguments(worlds, None, *options, *batches, *more)
+
+
+NAMES = ("source", "target", "evaluation")
+
+
+def test_passes_take_images_that_differ_in_size_one_by_one(uneven: Path, worlds: Path) -> None:
+    options = ("--evaluation-batch", "3", "--adaptation.bn-batches", "9", "--gap-batches", "1")
+    world = World(parse(of_own_sizes(uneven, *options)), CPU)
+    batches = [
+        list(world.target_pass()),
+        [images for images, _ in world.evaluation_batches()],
+        list(world.target_statistics(9)),
+        [images for images, _ in GapMeter(world)._batches(world.target_plain)],
+    ]
+    for one, number in zip(batches, (7, 5, 7, 3), strict=True):
+        assert [len(images) for images in one] == [1] * number
+        assert {tuple(images.shape[2:]) for images in one} == {SIZE, (56, 80)}
+    alike = World(parse(of_own_sizes(worlds, *options)), CPU)
+    assert [len(images) for images in alike.target_pass()] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--warmup.batch-size", "2"], "warmup.batch_size is 2, but the source images differ"),
+        (["--adaptation.batch-size", "2"], "adaptation.batch_size is 2, but the source images"),
+        (
+            ["--adaptation.batch-size", "2", "--source.crop", "48", "48"],
+            "adaptation.batch_size is 2, but the target images differ in size, as 48x64 and 56x80 "
+            "(HxW): set target.size or target.crop, or use batches of 1",
+        ),
+    ],
+)
+def test_training_batches_of_unlike_images_are_refused_before_the_first_step(
+    uneven: Path, options: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as failure:
+        World(parse(of_own_sizes(uneven, *options)), CPU).check(lambda text: None)
+    assert str(failure.value).startswith(message)
+    cropped = [*options, *("--source.crop", "48", "48", "--target.crop", "48", "48")]
+    World(parse(of_own_sizes(uneven, *cropped)), CPU).check(lambda text: None)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_on_images_of_several_sizes(uneven: Path, tmp_path: Path) -> None:
+    options = ["--accumulate", "2", "--gap-batches", "1", "--adaptation.bn-batches", "3"]
+    run = tmp_path / "run"
+    run_through([*of_own_sizes(uneven, *options), "--run", str(run)])
+    assert evaluate.main([str(run / "checkpoints" / "last.pt")]) == 0
 
 
 def test_batches_come_as_the_networks_take_them(config: Config) -> None:

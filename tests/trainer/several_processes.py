@@ -303,6 +303,15 @@ def different_starts(us: Processes, folder: Path) -> None:
         held = [ours.average.state_dict(), ours.labeller.network.state_dict()]
         states = us.gather([{k: v.clone() for k, v in state.items()} for state in held])
         assert same(states[0], states[-1]), labels
+        # It takes but one process that has target images.
+        thresholds = us.gather(ours.begin_epoch([batch(5)[0]] if us.rank else []))
+        assert torch.equal(thresholds[0], thresholds[1]) and thresholds[0].min() < 1, labels
+        try:
+            ours.begin_epoch([])
+        except ValueError as error:
+            assert "no pixel to take thresholds from" in str(error)
+        else:
+            raise AssertionError("thresholds of nothing")
 
 
 def divergence(us: Processes, folder: Path) -> None:

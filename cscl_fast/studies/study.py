@@ -20,8 +20,8 @@ from cscl_fast.studies.launch import Job, Launcher, last_lines
 from cscl_fast.studies.plan import Study, make_plan
 from cscl_fast.studies.scores import collect
 from cscl_fast.studies.tables import write_results
-from cscl_fast.trainer.processes import count_from_environment
 from cscl_fast.trainer.files import write_text
+from cscl_fast.trainer.processes import count_from_environment
 
 
 def run_study(

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cscl_fast"
+METHODS = ("open", "read_text", "write_text")
 OTHERS = {"Image", "os"}  # whose `open` knows no text
+BINARY = ("rb", "wb", "ab", "xb")
 
 
 def without_encoding(source: str) -> Iterator[int]:
@@ -16,12 +18,13 @@ def without_encoding(source: str) -> Iterator[int]:
         if not isinstance(node, ast.Call):
             continue
         function = node.func
-        name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+        method = isinstance(function, ast.Attribute)
+        name = getattr(function, "attr" if method else "id", "")
         owner = getattr(getattr(function, "value", None), "id", "")
-        if name not in ("open", "read_text", "write_text") or owner in OTHERS:
+        if name not in (METHODS if method else ("open",)) or owner in OTHERS:
             continue
         values = [a.value for a in node.args if isinstance(a, ast.Constant)]
-        binary = name == "open" and any(v in ("rb", "wb", "ab") for v in values)
+        binary = name == "open" and any(v in BINARY for v in values)
         if not binary and all(keyword.arg != "encoding" for keyword in node.keywords):
             yield node.lineno
 

@@ -65,7 +65,7 @@ def next_free(folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: data, weights, a file or memory failed; 2: configuration; 130: stopped."""
-    config, processes = None, Processes.alone()
+    config, processes, status = None, Processes.alone(), 0
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--"]:  # that torchrun was given before the options
         arguments = arguments[1:]
@@ -79,37 +79,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(config, processes)
         processes.close()
     except SystemExit as stop:  # --help, or an argument of the wrong type
-        return int(stop.code or 0)
+        status = int(stop.code or 0)
     except ConfigError as error:
         _complain(processes, error)
-        return 2
+        status = 2
     except (
         DataError,
         CheckpointError,
         DivergedError,
         WeightsError,
         CompileError,
+        LostProcessError,
         OSError,
     ) as error:
         _complain(processes, error)
-        return 1
-    except LostProcessError as error:
-        _complain(processes, error)
-        processes.end_at_once(1)
+        status = 1
     except (RuntimeError, MemoryError) as error:
         message = out_of_memory.in_words(error, out_of_memory.TRAINING)
         if message is None:
             raise
         _complain(processes, message)
-        return 1
+        status = 1
     except Interrupted as stop:
         if processes.is_main:
             print(f"\n{stop}", file=sys.stderr)
-        return 130
+        status = 130
     except KeyboardInterrupt:  # not between two steps, or for the second time
         print(f"\nInterrupted. {_what_is_saved(config)}", file=sys.stderr)
-        return 130
-    return 0
+        status = 130
+    if status and processes.several:
+        processes.end_at_once(status)
+    return status
 
 
 def _complain(processes: Processes, error: Exception | str) -> None:

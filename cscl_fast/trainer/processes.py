@@ -189,7 +189,7 @@ class Processes:
         if failed:
             with suppress(LostProcessError):
                 self.barrier()  # until the first one has said what is wrong, and ended
-            raise SystemExit(1)
+            self.end_at_once(1)
         answer: Result = found
         return answer
 
@@ -242,7 +242,7 @@ class Processes:
             distributed.destroy_process_group()
 
     def end_at_once(self, status: int) -> NoReturn:
-        """End after another one was lost: Python's orderly end may abort in gloo's threads."""
+        """End while others end, too: Python's orderly end may abort in gloo's threads then."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -375,7 +375,7 @@ def refused(us: Processes, folder: Path) -> None:
         us.main_does(refuse)
     except ConfigError as error:
         print(error)
-        sys.exit(2)
+        us.end_at_once(2)
     print("not reached")
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from cscl_fast.markdown import plain as _plain
+from cscl_fast.markdown import table as as_markdown
 from cscl_fast.report import answer, background, series
 from cscl_fast.report import classes as by_class
 from cscl_fast.report.comparison import Comparison
@@ -130,7 +131,4 @@ def _picture(folder: Path, path: Path, text: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; columns in which no row has a value are left out."""
     used = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", "–") for row in rows)]
-    rule = ["---"] + ["---:"] * (len(used) - 1)
-    lines = [[_plain(head[i]) for i in used], rule]
-    lines += [[_plain(row[i]) for i in used] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return as_markdown([[line[i] for i in used] for line in (head, *rows)])

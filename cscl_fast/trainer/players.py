@@ -13,7 +13,6 @@ Who learns from what, whatever the schedule:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from cscl_fast.trainer.centroids import (
     centroids_of_all,
     divergence_of_centroids,
 )
-from cscl_fast.trainer.grids import at_grid, image_size, nearest_labels
+from cscl_fast.trainer.grids import at_grid, discriminator_strides, image_size, nearest_labels
 from cscl_fast.trainer.labelling import PseudoLabels, evaluating
 from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.update import Losses, Shares, shares_of
@@ -97,18 +96,6 @@ def constant(*modules: nn.Module) -> Iterator[None]:
     finally:
         for p in learning:
             p.requires_grad_(True)
-
-
-def discriminator_strides(
-    model: SegmentationModel, config: AdaptationConfig
-) -> tuple[int, int, int, int, int]:
-    """The configured strides, or those with which D judges at 1/32 of the image."""
-    if config.discriminator_strides is not None:
-        return config.discriminator_strides
-    strides = [1, 1, 1, 1, 1]
-    for layer in range(min(5, int(math.log2(max(1, 32 // model.feature_stride))))):
-        strides[layer] = 2
-    return tuple(strides)  # type: ignore[return-value]  # five of them
 
 
 class Players(nn.Module):

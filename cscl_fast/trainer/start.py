@@ -11,9 +11,8 @@ import torch
 from cscl_fast.config import AdaptationConfig, ConfigError
 from cscl_fast.models import SegmentationModel
 from cscl_fast.trainer import checkpoint
-from cscl_fast.trainer.grids import image_size
+from cscl_fast.trainer.grids import discriminator_strides, image_size
 from cscl_fast.trainer.labelling import evaluating
-from cscl_fast.trainer.players import discriminator_strides
 from cscl_fast.trainer.processes import Processes
 from cscl_fast.trainer.world import World
 

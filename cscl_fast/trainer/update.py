@@ -203,11 +203,11 @@ class Update(Generic[AnyPart]):
             for name, norm in zip(self.optimizers.names(player), arriving.tolist(), strict=True)
             if not math.isfinite(norm)
         }
-        if self.processes.any(bool(bad)):  # sums over the processes: the same in all, anyway
+        if bad:  # in all processes: the gradients are sums over them
             self.optimizers.zero_grad()
-            whose = f"; it is that of the {' and the '.join(bad)}" if bad else ""
+            whose = f"; it is that of the {' and the '.join(bad)}"
             paths = self._paths(GRADIENT, found)
-            value = next(iter(bad.values()), math.nan)
+            value = next(iter(bad.values()))
             raise DivergedError(GRADIENT, value, self.updated, paths, whose)
         if not refrains:
             self.optimizers.step(player)
